@@ -1,0 +1,363 @@
+"""What one host, one VM, one guest can be told: frozen models with every default and its source.
+
+A profile names an era of ESX and fills in the mechanism options that the user left out; nothing
+else in the package knows profile names. `osdi02` is the paper's system (ESX 1.5, option defaults
+from the ESX 2 manual); `vsphere` is ESXi 5 and later. Reference tags: [P] the paper by section,
+[ADM2] ESX Server 2 Administration Guide, [KSM/GPL] Linux sources.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from hostsim.units import (
+    GIB,
+    MIB,
+    Amount,
+    Bytes,
+    BytesPerSecond,
+    Milliseconds,
+    Nanoseconds,
+    Permille,
+)
+
+Positive = Field(gt=0)
+
+
+class FrozenModel(BaseModel):
+    """Immutable, strict about keys: an unknown key is an error, never ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Sharing(FrozenModel):
+    """Content-based page sharing [P 4.2, 4.3]."""
+
+    enabled: bool = True
+    salting: Literal["none", "vm"] = "none"
+    """`vm` limits sharing to within a VM (ShareForceSalting = 2, ESXi 5.0 U3d and later)."""
+    scan_pages_per_s_vm: int = Field(50, ge=0, le=10_000_000)
+    """Pages scanned a second per VM; 50 in [ADM2 p355]."""
+    scan_pages_per_s_total: int = Field(200, ge=0, le=100_000_000)
+    """Pages scanned a second on the host; 200 in [ADM2 p355]."""
+    scan_time: Milliseconds | None = None
+    """When set, each VM's rate is size / scan_time, capped by `scan_pages_per_s_vm`
+    (ShareScanTime 60 min and ShareRateMax 1024 of ESXi 4-8)."""
+
+
+class Balloon(FrozenModel):
+    """Ballooning [P 3.2]."""
+
+    poll: Milliseconds = Field(1000, ge=100)
+    """How often the driver asks for its target [P 3.2: once a second]."""
+    inflate: BytesPerSecond = Field(4 * MIB)
+    """Bound on inflation per VM; 4.0 MB/s seen in the paper's figures 7 and 8."""
+    deflate: BytesPerSecond = Field(4 * MIB)
+    """Bound on deflation per VM; up to 3.2 MB/s seen in figure 8, one poll quantum above."""
+    maximum: Permille = 500
+    """Largest balloon as a part of VM size: half in [ADM2 p353], 65 % in ESX 3-8."""
+
+
+class Allocation(FrozenModel):
+    """Share-based allocation with the idle-memory tax [P 5]."""
+
+    idle_tax: Permille = Field(750, le=990)
+    """tau; default 75 % [P 5.2, ADM2 p355]. Price factor of an idle page: k = 1 / (1 - tau)."""
+    balance_period: Milliseconds = Field(15_000, ge=1000)
+    """BalancePeriod 15 s [ADM2 p355]."""
+    claim: Literal["configured", "touched"] = "touched"
+    """What a VM counts for when M is divided: its size, or what it has touched."""
+    deadband_sigmas: int = Field(2, ge=0, le=10)
+    """A new target within this many standard errors of the idle estimate leaves the balloon
+    where it stands, so that sampling noise does not pump it. 0 follows every wiggle [FIG 7]."""
+
+
+class Sampling(FrozenModel):
+    """Statistical sampling of active memory [P 5.3]."""
+
+    pages: int = Field(100, ge=1, le=1000)
+    period: Milliseconds = Field(30_000, ge=1000)
+    """SamplePeriod: 30 s of VM time [P 5.3], 60 s from ESX 3 on."""
+
+
+class Reclaim(FrozenModel):
+    """Reclamation states [P 6.3]: thresholds in permille of host memory, or of minFree."""
+
+    minfree: Literal["fixed", "sliding"] = "fixed"
+    """`fixed`: the four thresholds are parts of host memory. `sliding`: parts of minFree = 6 % of
+    the first 4 GiB + 4 % of the next 8 + 2 % of the next 16 + 1 % of the rest (vSphere 5)."""
+    reading: Literal["a", "b"] = "b"
+    """(b) a level is entered below its own threshold; (a) below that of the level above it."""
+    high: Permille = 60
+    soft: Permille = 40
+    hard: Permille = 20
+    low: Permille = 10
+    margin: Permille | None = None
+    """Extra free memory, in permille of host memory, before a level is left upwards; default 0 in
+    reading (b), whose thresholds already leave a gap, and 5 in (a)."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Reclaim:
+        if not self.high > self.soft > self.hard > self.low > 0:
+            raise ValueError("thresholds must fall: high > soft > hard > low > 0")
+        return self
+
+
+class Disk(FrozenModel):
+    """A device for host swap or for a guest's own paging."""
+
+    latency: Nanoseconds = 90_000
+    """Time of one 4 KiB random read: 90 us, a data-centre NAND SSD at queue depth 1."""
+    iops: int = Field(50_000, ge=1, le=100_000_000)
+    """4 KiB operations a second that the device sustains, reads and writes together."""
+
+
+SSD = Disk()
+DISK_2002 = Disk(latency=8_000_000, iops=120)
+"""A 10 k rpm SCSI disk of 2002: 5 ms seek + 3 ms half a turn; about 120 random I/Os a second."""
+DISKS = {"ssd": SSD, "disk-2002": DISK_2002}
+
+
+class Costs(FrozenModel):
+    """CPU prices of the mechanisms, in the time of one core of 2013-2020."""
+
+    cow: Nanoseconds = 3_000
+    """A copy-on-write break: exit, fault handling and a 4 KiB copy."""
+    scan: Nanoseconds = 2_000
+    """Hash and table look-up of one scanned page: 4 KiB at 2-4 GB/s plus cache misses."""
+
+
+class HostConfig(FrozenModel):
+    """One ESX host."""
+
+    memory: Bytes = Field(64 * GIB, ge=64 * MIB)
+    cpus: int = Field(16, ge=1, le=4096)
+    profile: Literal["osdi02", "vsphere"] = "vsphere"
+    reserve: Bytes = 0
+    """Hypervisor's own memory, off the top of machine memory."""
+    sharing: Sharing = Sharing()
+    balloon: Balloon = Balloon()
+    allocation: Allocation = Allocation()
+    sampling: Sampling = Sampling()
+    reclaim: Reclaim = Reclaim()
+    swap: Disk = SSD
+    swap_space: Bytes | None = None
+    """Room for all swap files together; default = memory of the host, as large as [ADM2 p406]."""
+    costs: Costs = Costs()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _profile_defaults(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        profile = PROFILES.get(data.get("profile", "vsphere"))
+        return data if profile is None else _merged(profile, data)
+
+    @field_validator("swap", mode="before")
+    @classmethod
+    def _named_disk(cls, value: Any) -> Any:
+        return named_disk(value)
+
+    @model_validator(mode="after")
+    def _reserve_fits(self) -> HostConfig:
+        if self.reserve >= self.memory:
+            raise ValueError("reserve must be below memory")
+        return self
+
+
+def named_disk(value: Any) -> Any:
+    """ "ssd" or "disk-2002" -> its Disk; other values pass to the model's own validation."""
+    if isinstance(value, str):
+        if value not in DISKS:
+            raise ValueError(f"must be one of {', '.join(DISKS)}, or a mapping of latency and iops")
+        return DISKS[value]
+    return value
+
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "osdi02": {
+        "allocation": {"claim": "configured", "deadband_sigmas": 0},
+        "swap": "disk-2002",
+    },
+    "vsphere": {
+        "reserve": "1 GiB",
+        "sharing": {
+            "scan_pages_per_s_vm": 1024,
+            "scan_pages_per_s_total": 16_384,
+            "scan_time": "60 min",
+        },
+        # The GPL Linux driver: up to 16384 pages a cycle while the guest is not under pressure.
+        "balloon": {"inflate": "64 MiB/s", "deflate": "64 MiB/s", "maximum": "65 %"},
+        "sampling": {"period": "60 s"},
+        "reclaim": {
+            "minfree": "sliding",
+            "high": "100 %",
+            "soft": "64 %",
+            "hard": "32 %",
+            "low": "16 %",
+        },
+    },
+}
+
+
+def _merged(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`given` over `defaults`, one level of mappings deep per key."""
+    merged = dict(defaults)
+    for key, value in given.items():
+        base = merged.get(key)
+        merged[key] = (
+            {**base, **value} if isinstance(base, dict) and isinstance(value, dict) else value
+        )
+    return merged
+
+
+class ContentMix(FrozenModel):
+    """Content classes of pages of one guest use, in permille of all pages of the table."""
+
+    zero: Permille = 0
+    image: Permille = 0
+    application: Permille = 0
+    duplicate: Permille = 0
+    unique: Permille = 0
+
+
+class ContentTable(FrozenModel):
+    """Guest use x content class. The entries sum to 1000 permille."""
+
+    kernel: ContentMix = ContentMix()
+    cache: ContentMix = ContentMix()
+    anon: ContentMix = ContentMix()
+    free: ContentMix = ContentMix()
+
+    @model_validator(mode="after")
+    def _whole(self) -> ContentTable:
+        total = sum(sum(mix.model_dump().values()) for _, mix in self)
+        if total != 1000:
+            raise ValueError(f"entries must sum to 100 %, got {total / 10:g} %")
+        return self
+
+
+class GuestImage(FrozenModel):
+    """A guest OS image with its applications: how it boots and what its pages hold."""
+
+    os: Literal["linux", "windows"] = "linux"
+    """Windows-like guests zero all their memory at boot and scrub freed pages [P 6.3, 5.4]."""
+    footprint: Bytes = Field(256 * MIB, gt=0)
+    """Memory in use once booted."""
+    boot: Milliseconds = Field(30_000, ge=1000)
+    """Boot time; the balloon driver is not started while booting [P 3.2]."""
+    application: str | None = None
+    """Names the group of images that share the `application` class."""
+    copies: float = Field(2.0, ge=1.0, le=1e6)
+    """Mean copies of a duplicate content inside one VM."""
+    content: ContentTable = ContentTable(kernel=ContentMix(unique=100), anon=ContentMix(unique=900))
+    """Pages of the boot footprint."""
+    growth: ContentTable = ContentTable(anon=ContentMix(unique=1000))
+    """Pages used later than boot; no kernel pages."""
+    disk: Disk = SSD
+    """The guest's own virtual disk, for its paging."""
+
+    @field_validator("disk", mode="before")
+    @classmethod
+    def _named_disk(cls, value: Any) -> Any:
+        return named_disk(value)
+
+    @model_validator(mode="after")
+    def _no_kernel_growth(self) -> GuestImage:
+        if sum(self.growth.kernel.model_dump().values()):
+            raise ValueError("growth holds no kernel pages: the kernel is in place after boot")
+        return self
+
+
+class VmConfig(FrozenModel):
+    """One VM as the memory manager sees it [P 6.1]."""
+
+    memory: Bytes = Field(ge=1 * MIB)
+    """Configured size, the paper's max."""
+    reservation: Bytes = 0
+    """The paper's min."""
+    limit: Bytes | None = Field(None, gt=0)
+    """Cap of the target; default = memory."""
+    shares: int | Literal["low", "normal", "high"] = "normal"
+    """5 / 10 / 20 shares a MiB of size [ADM2 p353]; 0 pins the target at the reservation."""
+    vcpus: int = Field(1, ge=1, le=1024)
+    overhead: Bytes = 32 * MIB
+    """Machine memory for frame buffer, pmap and shadow tables [P 6.2]."""
+    sharing: bool = True
+    balloon: Literal["present", "absent", "disabled"] = "present"
+    guest_swap: Bytes | None = None
+    """The guest's own swap space; default = size - reservation [ADM2 p408]."""
+
+    @field_validator("shares")
+    @classmethod
+    def _shares_range(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and not 0 <= value <= 1 << 40:
+            raise ValueError("must be low, normal, high or a whole number from 0")
+        return value
+
+    @model_validator(mode="after")
+    def _bounds(self) -> VmConfig:
+        limit = self.memory if self.limit is None else self.limit
+        if limit > self.memory:
+            raise ValueError("limit must not exceed memory")
+        if self.reservation > limit:
+            raise ValueError("reservation must not exceed limit")
+        return self
+
+    @property
+    def share_count(self) -> int:
+        """Shares as a number."""
+        if isinstance(self.shares, int):
+            return self.shares
+        per_mib = {"low": 5, "normal": 10, "high": 20}[self.shares]
+        return per_mib * (self.memory // MIB)
+
+
+class Phase(FrozenModel):
+    """A stretch of a workload. Memory may be given as a part of the VM's size."""
+
+    duration: Milliseconds = Field(gt=0)
+    """In the VM's own time: a slowed guest takes longer."""
+    memory: Amount | None = None
+    """Memory in use; the guest grows or frees towards it. None: as it stands."""
+    growth: BytesPerSecond = 16 * MIB
+    """How fast it does so."""
+    active: Amount = ("permille", 100)
+    """Size of the active set."""
+    touch_interval: Milliseconds = Field(5_000, ge=10)
+    """Mean time between two touches of one active page."""
+    writes: Permille = 300
+    """Touches of anonymous pages that write."""
+    locality: Literal["uniform", "sweep", "zipf"] = "uniform"
+    """Uniform over the active set; in sequence; or rank-skewed (Zipf, exponent 1)."""
+    drift: Permille = 50
+    """Part of the active set that moves, each hour, to pages not in it before."""
+    cpu: Permille = 200
+    """CPU demand, of all the VM's vCPUs."""
+
+
+class Workload(FrozenModel):
+    """What a guest does after boot."""
+
+    phases: tuple[Phase, ...] = Field(min_length=1, max_length=10_000)
+    repeat: bool = True
+    """Start again after the last phase; otherwise the last one goes on."""
+    stagger: Milliseconds = 0
+    """Each VM enters the cycle up to this much later than its start, drawn from its own stream."""
+
+
+class TraceGuest(FrozenModel):
+    """From trace to guest: what a VM does whose active memory, or only CPU, is known."""
+
+    touch_interval: Milliseconds = Field(5_000, ge=10)
+    """Mean time between two touches of one active page."""
+    drift: Permille = 50
+    """Part of the active memory that moves, each hour, to pages never used before."""
+    writes: Permille = 300
+    locality: Literal["uniform", "sweep", "zipf"] = "uniform"
+    active_idle: Permille = 50
+    """Without a memory trace: active memory at no CPU load, of the VM's size."""
+    active_busy: Permille = 400
+    """Without a memory trace: active memory at full CPU load, of the VM's size."""

@@ -1,0 +1,173 @@
+"""What happens when a guest touches a page: zero-fill, swap-in, copy-on-write break.
+
+A fault never reclaims: with no free frame the touch stalls, is counted, and is tried again. Costs
+are in the guest's time, in nanoseconds, times the pages that one slot stands for.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hostsim import share
+from hostsim.jit import kernel, small
+from hostsim.state import (
+    ACCESSED,
+    BALLOONED,
+    COW,
+    INDEX,
+    RESIDENT,
+    SHARED,
+    STATE,
+    SWAP_IN,
+    SWAPPED,
+    UNTOUCHED,
+    HostState,
+    set_state,
+)
+
+NO_FRAME, NO_IO, NO_GUEST_MEMORY = -1, -2, -3
+"""Why a touch stalls: no free frame; the swap device is busy; the guest can give up no page."""
+
+
+@small
+def take_frame(st: HostState) -> None:
+    """One free frame is used. The caller saw that there is one."""
+    st.host[0].free -= 1
+
+
+@kernel
+def leave_memory(st: HostState, v: int, ppn: int, state: int) -> int:
+    """A page that has a frame moves to `state` (BALLOONED, SWAPPED or UNTOUCHED).
+
+    A shared frame is freed by its last holder only. Returns the frames freed, 0 or 1.
+    """
+    vm = st.vms[v]
+    slot = vm.base + ppn
+    freed = 1
+    if np.int64(st.page[slot]) & STATE == SHARED:
+        index = np.int64(st.content[slot]) & INDEX
+        st.refs[index] -= 1
+        vm.shared -= 1
+        if st.refs[index] == 0:
+            st.host[0].distinct -= 1
+        else:
+            freed = 0
+    else:
+        share.drop_hint(st, v, ppn)
+        vm.resident -= 1
+    set_state(st, slot, state)
+    if state == BALLOONED:
+        vm.ballooned += 1
+    elif state == SWAPPED:
+        vm.swapped += 1
+    else:
+        vm.untouched += 1
+    st.host[0].free += freed
+    return freed
+
+
+@kernel
+def pop(st: HostState, v: int, ppn: int) -> None:
+    """A ballooned page is the guest's again without a frame: UNTOUCHED."""
+    vm = st.vms[v]
+    slot = vm.base + ppn
+    if np.int64(st.page[slot]) & ACCESSED != 0:
+        vm.backed -= 1
+    set_state(st, slot, UNTOUCHED)
+    vm.ballooned -= 1
+    vm.untouched += 1
+
+
+@kernel
+def bring_in(st: HostState, v: int, ppn: int) -> int:
+    """Give the page a frame if it has none. Returns the cost in ns of one page, or why not."""
+    host = st.host[0]
+    vm = st.vms[v]
+    slot = vm.base + ppn
+    state = np.int64(st.page[slot]) & STATE
+    if state == RESIDENT or state == SHARED:
+        return 0
+    if host.free <= 0:
+        return NO_FRAME
+    if state == SWAPPED:
+        if host.swap_io_left <= 0:
+            return NO_IO
+        host.swap_io_left -= 1
+        take_frame(st)
+        set_state(st, slot, RESIDENT)
+        vm.swapped -= 1
+        vm.resident += 1
+        host.swap_ins += 1
+        vm.cause = SWAP_IN
+        return host.swap_latency_ns
+    if state == BALLOONED:
+        # Only a guest that was reset touches a page it had pinned [P 3.2: popping the balloon].
+        pop(st, v, ppn)
+        host.pops += 1
+    vm.untouched -= 1
+    vm.resident += 1
+    take_frame(st)
+    set_state(st, slot, RESIDENT)
+    st.content[slot] = vm.zero
+    host.zero_fills += 1
+    return 0
+
+
+@kernel
+def write(st: HostState, v: int, ppn: int, word: int) -> int:
+    """The guest writes `word` to a page that has a frame. Returns the cost, or why it stalls.
+
+    The sole holder of a shared frame writes in place: the frame's name moves from the content to
+    the page. Others get a private copy.
+    """
+    host = st.host[0]
+    vm = st.vms[v]
+    slot = vm.base + ppn
+    if np.int64(st.page[slot]) & STATE == RESIDENT:
+        share.rewrite(st, v, ppn, word)
+        return 0
+    cost = 0
+    index = np.int64(st.content[slot]) & INDEX
+    if st.refs[index] == 1:
+        host.distinct -= 1
+        host.cow_reuses += 1
+    elif host.free <= 0:
+        return NO_FRAME
+    else:
+        take_frame(st)
+        host.cow_breaks += 1
+        vm.cause = COW
+        cost = host.cow_ns
+    st.refs[index] -= 1
+    accessed = np.int64(st.page[slot]) & ACCESSED
+    set_state(st, slot, RESIDENT)
+    st.page[slot] = np.int64(st.page[slot]) | accessed
+    vm.shared -= 1
+    vm.resident += 1
+    st.content[slot] = word
+    return cost
+
+
+@kernel
+def touch(st: HostState, v: int, ppn: int, is_write: int, word: int) -> int:
+    """The guest reads a page, or writes `word` to it. Returns the cost in ns, or why it stalls.
+
+    A first touch, read or write, takes a frame. The first touch since the sampler dropped a page's
+    mapping is a minor fault [P 5.3], at most n a period: counted by the sampler, too cheap to charge.
+    Clearing a fresh frame is not charged either: it costs the same without overcommitment.
+    A write that stalls after its page came in leaves
+    the page in memory and untouched by the guest.
+    """
+    slot = st.vms[v].base + ppn
+    cost = bring_in(st, v, ppn)
+    if cost < 0:
+        return cost
+    if is_write == 1:
+        extra = write(st, v, ppn, word)
+        if extra < 0:
+            return extra
+        cost += extra
+    byte = np.int64(st.page[slot])
+    if byte & ACCESSED == 0:
+        st.page[slot] = byte | ACCESSED
+    return cost * st.host[0].sample

@@ -1,0 +1,241 @@
+"""Content-based page sharing [P 4.2, 4.3].
+
+A content is indexed by at most one frame: a *hint* (a private page that was scanned; may be stale,
+since hinted pages are not write-protected) or a *shared frame* (no owner, copy-on-write, counted by
+`refs`). Scanning turns two equal private frames into one shared frame. A page owns at most one
+hint; the hint ends when the page is rescanned, shared, or leaves RESIDENT. A unique page's hint is
+one bit: nothing can ever match it. Nothing here allocates frames.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hostsim import rng
+from hostsim.jit import kernel, small
+from hostsim.state import (
+    ACCESSED,
+    HINT,
+    INDEX,
+    PPN_BITS,
+    RESIDENT,
+    SHARED,
+    STALE,
+    STATE,
+    UNIQUE,
+    HostState,
+    periods,
+    set_state,
+    state_of,
+)
+
+DRAWS_PER_PAGE = 4
+"""Random pages drawn, at most, for one page of scan budget: pages without a frame are passed over
+(they cannot be hashed), and a VM with next to none must not stall the scan."""
+
+
+@small
+def _home(key: int, mask: int) -> int:
+    return np.int64(rng.mix(np.uint64(key))) & mask
+
+
+@kernel
+def stale_put(st: HostState, key: int, content: int) -> None:
+    """Remember that page `key` owns a stale hint on `content`."""
+    mask = st.stale_page.size - 1
+    i = _home(key, mask)
+    while st.stale_page[i] != -1:
+        i = (i + 1) & mask
+    st.stale_page[i] = key
+    st.stale_at[i] = content
+
+
+@kernel
+def stale_find(st: HostState, key: int) -> int:
+    """Position of page `key` in the table of stale hints, or -1."""
+    mask = st.stale_page.size - 1
+    i = _home(key, mask)
+    while st.stale_page[i] != key:
+        if st.stale_page[i] == -1:
+            return -1
+        i = (i + 1) & mask
+    return i
+
+
+@kernel
+def stale_remove(st: HostState, i: int) -> None:
+    """Empty position `i`, moving later entries of its run back so that look-ups stay short."""
+    mask = st.stale_page.size - 1
+    j = i
+    while True:
+        j = (j + 1) & mask
+        if st.stale_page[j] == -1:
+            break
+        home = _home(st.stale_page[j], mask)
+        if ((j - home) & mask) >= ((j - i) & mask):
+            st.stale_page[i] = st.stale_page[j]
+            st.stale_at[i] = st.stale_at[j]
+            i = j
+    st.stale_page[i] = -1
+
+
+@kernel
+def drop_hint(st: HostState, v: int, ppn: int) -> int:
+    """End the hint that a page owns, if any. Returns 1 when there was one and it was stale."""
+    slot = st.vms[v].base + ppn
+    if np.int64(st.page[slot]) & HINT == 0:
+        return 0
+    word = np.int64(st.content[slot])
+    st.host[0].hint_frames -= 1
+    st.page[slot] = np.int64(st.page[slot]) & ~HINT
+    if word & STALE == 0:
+        if word & UNIQUE == 0:
+            st.hints[word & INDEX] = -1
+        return 0
+    st.content[slot] = word & ~STALE
+    i = stale_find(st, v << PPN_BITS | ppn)
+    if i >= 0:
+        st.hints[st.stale_at[i]] = -1
+        stale_remove(st, i)
+    return 1
+
+
+@kernel
+def rewrite(st: HostState, v: int, ppn: int, word: int) -> None:
+    """A RESIDENT page now holds `word`. Its hint, if any, is stale while the contents differ."""
+    slot = st.vms[v].base + ppn
+    old = np.int64(st.content[slot])
+    if np.int64(st.page[slot]) & HINT == 0:
+        st.content[slot] = word
+        return
+    key = v << PPN_BITS | ppn
+    if old & STALE == 0:
+        if old != word:
+            if old & UNIQUE == 0:
+                stale_put(st, key, old)
+            word |= STALE
+    else:
+        i = stale_find(st, key)
+        if i >= 0 and st.stale_at[i] == word:
+            stale_remove(st, i)
+        else:
+            word |= STALE
+    st.content[slot] = word
+
+
+@kernel
+def _to_shared(st: HostState, v: int, ppn: int) -> None:
+    """A RESIDENT page becomes a reference to the shared frame of its content."""
+    slot = st.vms[v].base + ppn
+    accessed = np.int64(st.page[slot]) & ACCESSED
+    set_state(st, slot, SHARED)
+    st.page[slot] = np.int64(st.page[slot]) | accessed
+    st.refs[np.int64(st.content[slot]) & INDEX] += 1
+    st.vms[v].resident -= 1
+    st.vms[v].shared += 1
+
+
+@kernel
+def match(st: HostState, v: int, ppn: int, insert_hint: int) -> int:
+    """Look up the content of a RESIDENT page and share it if an equal frame is indexed.
+
+    A miss inserts a hint when `insert_hint` is 1 (scan) and not when it is 0 (share before swap).
+    The page must own no hint. Returns 1 when the page became SHARED: one frame is free again.
+    """
+    host = st.host[0]
+    slot = st.vms[v].base + ppn
+    word = np.int64(st.content[slot])
+    if word & UNIQUE == 0:
+        if st.refs[word] > 0:
+            _to_shared(st, v, ppn)
+            host.free += 1
+            return 1
+        hint = st.hints[word]
+        if hint >= 0:
+            other_v = hint >> PPN_BITS
+            other_ppn = hint & ((1 << PPN_BITS) - 1)
+            other = np.int64(st.content[st.vms[other_v].base + other_ppn])
+            host.stale_hints += drop_hint(st, other_v, other_ppn)
+            if other == word:
+                _to_shared(st, other_v, other_ppn)
+                _to_shared(st, v, ppn)
+                host.distinct += 1
+                host.free += 1
+                return 1
+        if insert_hint == 1:
+            st.hints[word] = v << PPN_BITS | ppn
+    if insert_hint == 1:
+        st.page[slot] = np.int64(st.page[slot]) | HINT
+        host.hint_frames += 1
+    return 0
+
+
+@kernel
+def scan_page(st: HostState, v: int, ppn: int) -> None:
+    """The candidate step of [P 4.3] for one page that has a frame."""
+    host = st.host[0]
+    host.scanned += 1
+    if state_of(st, st.vms[v].base + ppn) != RESIDENT:
+        return
+    host.stale_hints += drop_hint(st, v, ppn)
+    host.shares_made += match(st, v, ppn, 1)
+
+
+@kernel
+def scan_vm(st: HostState, v: int, budget: int) -> int:
+    """Scan up to `budget` random pages of one VM. Returns how many were hashed."""
+    vm = st.vms[v]
+    key = rng.stream(st.host[0].seed, rng.SCAN, vm.vm, st.host[0].tick)
+    done = 0
+    for draw in range(DRAWS_PER_PAGE * budget):
+        if done == budget:
+            break
+        ppn = rng.below(key, draw, vm.size)
+        state = np.int64(st.page[vm.base + ppn]) & STATE
+        if state == RESIDENT or state == SHARED:
+            scan_page(st, v, ppn)
+            done += 1
+    return done
+
+
+@kernel
+def scan(st: HostState, first: int) -> None:
+    """Scan every sharing VM at its own rate while the host's budget lasts.
+
+    VMs are served in id order starting at position `first` of the order.
+    """
+    host = st.host[0]
+    host.scan_carry += host.scan_rate_total * host.dt_ms
+    left = host.scan_carry // 1_000_000
+    host.scan_carry -= left * 1_000_000
+    host.scanned_last_step = 0
+    n = count_vms(st)
+    for i in range(n):
+        v = st.order[(first + i) % n]
+        vm = st.vms[v]
+        if vm.sharing == 0:
+            continue
+        rate = host.scan_rate_vm
+        if host.scan_time_ms > 0:
+            rate = min(rate, vm.size * 1_000_000 // host.scan_time_ms)
+        vm.scan_carry += rate * host.dt_ms
+        budget = min(vm.scan_carry // 1_000_000, left)
+        vm.scan_carry %= 1_000_000
+        if budget > 0:
+            left -= budget
+            host.scanned_last_step += scan_vm(st, v, budget)
+
+
+@small
+def count_vms(st: HostState) -> int:
+    """Powered-on VMs."""
+    n = 0
+    while n < st.order.size and st.order[n] >= 0:
+        n += 1
+    return n
+
+
+@small
+def due(st: HostState, period_ms: int) -> int:
+    """How often something with this period runs in the current step."""
+    return periods(st.host[0].now_ms, st.host[0].dt_ms, period_ms)

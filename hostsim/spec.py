@@ -1,0 +1,31 @@
+"""One VM as a host receives it: configuration, image and program, nothing random, nothing shared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hostsim.config import GuestImage, VmConfig
+from hostsim.program import Rows
+from hostsim.units import VmId
+
+
+@dataclass(frozen=True, slots=True)
+class VmSpec:
+    """A VM to power on. `vm` is its cluster-wide id; content ranges are cluster-wide too."""
+
+    vm: VmId
+    name: str
+    config: VmConfig
+    image: GuestImage
+    image_range: int
+    """Id of the content range of the image family; equal for all VMs of one image."""
+    application_range: int
+    """Id of the content range of the application group; 0 = none."""
+    program: Rows
+    """(n_rows,) ROW, see hostsim.program."""
+    repeat: bool
+    """Start again after the last row; otherwise it holds for ever."""
+    vm_clock: bool
+    """True: rows end on the VM's own clock (phases). False: on the wall clock (traces)."""
+    offset_ms: int = 0
+    """Where in the program the VM starts (stagger)."""

@@ -1,0 +1,236 @@
+"""HostState: the arrays of one host, and what each row means. Lookups; nothing else.
+
+A frame is named by what it holds: a private frame is its (VM, PPN), a shared frame is its content.
+So no machine page number is stored: free memory is a count and a shared frame a reference count.
+The page of VM row v with number ppn lies at slot vms[v].base + ppn of `page` and `content`.
+
+State byte (`page`): bits 0-2 state, 3 hint, 4 kind (where the frame lies; 0 = ordinary memory),
+5 accessed, 6-7 guest use. Accessed is cleared by the sampler and set by every touch; on a BALLOONED
+page it records that the host had backed the page when the guest pinned it. A page whose use is not
+FREE while its state is BALLOONED or UNTOUCHED has its data on the guest's own disk.
+
+Content word (`content`): bit 31 unique (a fresh guest write: can never match another page), bit 30
+stale (the page owns a hint and was rewritten since), bits 0-29 the host-local content index, or for
+a unique page a serial number of the guest's choosing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from hostsim.jit import small
+from hostsim.program import ROW
+
+UNTOUCHED, RESIDENT, SHARED, BALLOONED, SWAPPED = range(5)
+"""Exclusive states of a page (design section 4)."""
+STATES = ("untouched", "resident", "shared", "ballooned", "swapped")
+STATE, HINT, KIND, ACCESSED = 0x07, 0x08, 0x10, 0x20
+USE_SHIFT = 6
+FREE, CACHE, ANON, KERNEL = range(4)
+"""Guest use: on its free list; clean page cache; anonymous; unmovable."""
+
+UNIQUE = 1 << 31
+STALE = 1 << 30
+INDEX = STALE - 1
+
+HIGH, SOFT, HARD, LOW = range(4)
+"""Reclamation states [P 6.3]."""
+
+DRIVER_ABSENT, DRIVER_PRESENT = range(2)
+
+SWAP_IN, GUEST_PAGING, COW, SCAN_CPU, BLOCKED, MIGRATION, CPU, DECOMPRESS = range(8)
+"""Causes of lost time: columns of `lost`. In the order of cluster.messages.CAUSES."""
+N_CAUSES = 8
+
+PATTERN = 256
+"""Slots after which the composition of a guest image repeats."""
+IN_KERNEL, IN_FOOTPRINT, IN_GROWTH = range(3)
+ZERO, IMAGE, APPLICATION, DUPLICATE, FRESH = range(5)
+"""Content classes of a page at its first use."""
+N_CLASSES = 5
+
+
+def _fields(kind: type, names: str) -> list[tuple[str, type]]:
+    return [(name, kind) for name in names.split()]
+
+
+HOST = np.dtype(
+    # Identity and time.
+    _fields(np.int64, "host seed sample now_ms dt_ms tick")
+    # Frames: machine = memory - reserve; free = machine - overhead - private - distinct.
+    + _fields(np.int64, "machine overhead free distinct hint_frames level rebalance")
+    # Thresholds in slots: enter a level below down_*, leave it upwards above up_*.
+    + _fields(np.int64, "high down_soft down_hard down_low up_high up_soft up_hard")
+    # Options, flattened from config once.
+    + _fields(np.int64, "scan_rate_total scan_rate_vm scan_time_ms sharing")
+    + _fields(np.int64, "balloon_poll_ms inflate_rate deflate_rate balloon_max_permille")
+    + _fields(np.int64, "balance_ms claim_touched deadband_sigmas sample_pages sample_ms")
+    + _fields(np.float64, "tax_k")
+    + _fields(np.int64, "swap_latency_ns swap_iops cpus")
+    + _fields(np.int64, "cow_ns scan_ns")
+    # Carried remainders and budgets of the current step.
+    + _fields(np.int64, "scan_carry swap_io_carry swap_io_left scanned_last_step")
+    # Counters since the host started, in slots.
+    + _fields(np.int64, "zero_fills scanned shares_made stale_hints cow_breaks cow_reuses")
+    + _fields(np.int64, "inflated deflated pops swap_outs swap_ins double_pagings shared_out")
+    + _fields(np.int64, "guest_page_ins guest_page_outs guest_refusals stalled_touches")
+    + _fields(np.int64, "minor_faults"),
+    align=True,
+)
+"""Scalars of a host. Rates are slots a second x 1000 unless named otherwise."""
+
+VM = np.dtype(
+    _fields(np.int64, "vm base size reservation limit shares overhead vcpus sharing driver salt")
+    # Pages by state (slots); backed = BALLOONED pages that gave the host a frame or swap slot.
+    + _fields(np.int64, "untouched resident shared ballooned swapped backed")
+    # Policy: what the VM should have, what its balloon should hold.
+    + _fields(np.int64, "target balloon_target balloon_max blocked squeezed touched_before gave")
+    # Content: local index of the zero page, base and length of the ranges it may hold.
+    + _fields(np.int64, "zero image_base image_len app_base app_len dup_base dup_len")
+    + _fields(np.int64, "pattern copies_permille windows scrub")
+    # Guest: unmovable slots first, then the boot footprint; brk = first slot never used.
+    + _fields(np.int64, "kernel footprint brk window guest_free cache anon guest_swapped guest_swap")
+    + _fields(np.int64, "booted boot_ms scrub_cursor lost_driver free_cursor sweep")
+    + _fields(np.int64, "disk_latency_ns disk_iops disk_io_left")
+    # Program: rows [program, program + program_len) and the one in force.
+    + _fields(np.int64, "program program_len row vm_clock repeat cycle_start_ms start_ms offset_ms")
+    + _fields(np.int64, "boot_end_ns")
+    # Clocks: executed VM time, debt of a fault that outlasted its step, work left undone.
+    + _fields(np.int64, "clock_ns left_ns debt_ns cause backlog_ns on_ns touches serial")
+    # Sampler.
+    + _fields(np.int64, "period_start_ns samples")
+    + _fields(np.float64, "slow fast")
+    # Carried remainders.
+    + _fields(np.int64, "scan_carry inflate_carry deflate_carry touch_carry grow_carry")
+    + _fields(np.int64, "drift_carry disk_io_carry scrub_carry"),
+    align=True,
+)
+"""Scalars of a VM. A row is free exactly when vm is -1. Sizes in slots, times as named."""
+
+Array = npt.NDArray[Any]
+
+
+class HostState(NamedTuple):
+    """The arrays of one host.
+
+    host        (1,) HOST          scalars
+    vms         (n_rows,) VM       a row per VM; free rows have vm -1
+    order       (n_rows,) int64    rows of powered-on VMs by ascending VM id, then -1
+    lost        (n_rows, 8) int64  ns lost, by cause
+    page        (n_slots,) uint8   state bytes
+    content     (n_slots,) uint32  content words
+    refs        (n_contents,) int64  pages in state SHARED per content
+    hints       (n_contents,) int64  hinting page as row << 40 | ppn, or -1
+    stale_page  (n_stale,) int64   open addressing (power of two): pages, as row << 40 | ppn, that own
+    stale_at    (n_stale,) int64   a stale hint on a common content, and that content; -1 = empty
+    sampled     (n_rows, n_samples) int64  PPNs of the running sampling period
+    kinds       (n_images, 3, 256) int64  guest use * 8 + content class of each slot of a pattern
+    ranks       (n_images, 3, 256) int64  how many slots of the same class come before it
+    class_counts (n_images, 3, 5) int64   slots of each class in one pattern
+    class_base  (n_rows, 3, 5) int64  slots of each class in a VM's sections before this one
+    programs    (n_program_rows,) ROW  workloads, in slots
+    """
+
+    host: Array
+    vms: Array
+    order: Array
+    lost: Array
+    page: Array
+    content: Array
+    refs: Array
+    hints: Array
+    stale_page: Array
+    stale_at: Array
+    sampled: Array
+    kinds: Array
+    ranks: Array
+    class_counts: Array
+    class_base: Array
+    programs: Array
+
+
+PPN_BITS = 40
+
+
+@small
+def state_of(st: HostState, slot: int) -> int:
+    """State of a page."""
+    return np.int64(st.page[slot]) & STATE
+
+
+@small
+def use_of(st: HostState, slot: int) -> int:
+    """Guest use of a page."""
+    return np.int64(st.page[slot]) >> USE_SHIFT
+
+
+@small
+def set_state(st: HostState, slot: int, state: int) -> None:
+    """Move a page to `state`; hint and accessed bits go, kind and use stay."""
+    st.page[slot] = (np.int64(st.page[slot]) & ~(STATE | HINT | ACCESSED)) | state
+
+
+@small
+def set_use(st: HostState, slot: int, use: int) -> None:
+    """Change the guest's use of a page."""
+    st.page[slot] = (np.int64(st.page[slot]) & 0x3F) | (use << USE_SHIFT)
+
+
+@small
+def alloc_of(st: HostState, v: int) -> int:
+    """RESIDENT + SHARED pages of a VM: what targets bound."""
+    return st.vms[v].resident + st.vms[v].shared
+
+
+@small
+def shared_saved(st: HostState) -> int:
+    """SHARED pages minus distinct shared frames, in slots."""
+    total = 0
+    for i in range(st.order.size):
+        v = st.order[i]
+        if v < 0:
+            break
+        total += st.vms[v].shared
+    return total - st.host[0].distinct
+
+
+@small
+def budget(carry: int, per_s_milli: int, dt_ms: int) -> int:
+    """Whole slots due in a step at a rate of slots/s x 1000, plus the millionths carried over.
+
+    Returns the sum in millionths of a slot: its quotient by 1_000_000 is due now, the rest carries.
+    """
+    return carry + per_s_milli * dt_ms
+
+
+@small
+def periods(now_ms: int, dt_ms: int, period_ms: int) -> int:
+    """How often a mechanism with this period runs in the step that ends at `now_ms`."""
+    return now_ms // period_ms - (now_ms - dt_ms) // period_ms
+
+
+def empty(n_rows: int, n_samples: int) -> HostState:
+    """A host's arrays with no VM."""
+    vms = np.zeros(n_rows, VM).view(np.recarray)
+    vms["vm"] = -1
+    return HostState(
+        host=np.zeros(1, HOST).view(np.recarray),
+        vms=vms,
+        order=np.full(n_rows, -1, np.int64),
+        lost=np.zeros((n_rows, N_CAUSES), np.int64),
+        page=np.zeros(0, np.uint8),
+        content=np.zeros(0, np.uint32),
+        refs=np.zeros(0, np.int64),
+        hints=np.zeros(0, np.int64),
+        stale_page=np.full(8, -1, np.int64),
+        stale_at=np.full(8, -1, np.int64),
+        sampled=np.full((n_rows, n_samples), -1, np.int64),
+        kinds=np.zeros((0, 3, PATTERN), np.int64),
+        ranks=np.zeros((0, 3, PATTERN), np.int64),
+        class_counts=np.zeros((0, 3, N_CLASSES), np.int64),
+        class_base=np.zeros((n_rows, 3, N_CLASSES), np.int64),
+        programs=np.zeros(0, ROW).view(np.recarray),
+    )
