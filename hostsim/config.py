@@ -144,7 +144,7 @@ class HostConfig(FrozenModel):
     reclaim: Reclaim = Reclaim()
     swap: Disk = SSD
     swap_space: Bytes | None = None
-    """Room for all swap files together; default = memory of the host, as large as [ADM2 p406]."""
+    """Room for all swap files together; see `swap_space_bytes` for the default."""
     costs: Costs = Costs()
 
     @model_validator(mode="before")
@@ -159,6 +159,14 @@ class HostConfig(FrozenModel):
     @classmethod
     def _named_disk(cls, value: Any) -> Any:
         return named_disk(value)
+
+    @property
+    def swap_space_bytes(self) -> int:
+        """As large as memory in ESX 2 [ADM2 p406]; later, swap files lie on datastores beside the
+        virtual disks, taken as four times memory."""
+        if self.swap_space is not None:
+            return self.swap_space
+        return self.memory if self.profile == "osdi02" else 4 * self.memory
 
     @model_validator(mode="after")
     def _reserve_fits(self) -> HostConfig:

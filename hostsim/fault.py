@@ -6,10 +6,8 @@ are in the guest's time, in nanoseconds, times the pages that one slot stands fo
 
 from __future__ import annotations
 
-import numpy as np
-
 from hostsim import share
-from hostsim.jit import kernel, small
+from hostsim.jit import i64, kernel, small
 from hostsim.state import (
     ACCESSED,
     BALLOONED,
@@ -42,10 +40,10 @@ def leave_memory(st: HostState, v: int, ppn: int, state: int) -> int:
     A shared frame is freed by its last holder only. Returns the frames freed, 0 or 1.
     """
     vm = st.vms[v]
-    slot = vm.base + ppn
+    slot = vm.base_slot + ppn
     freed = 1
-    if np.int64(st.page[slot]) & STATE == SHARED:
-        index = np.int64(st.content[slot]) & INDEX
+    if i64(st.page[slot]) & STATE == SHARED:
+        index = i64(st.content[slot]) & INDEX
         st.refs[index] -= 1
         vm.shared -= 1
         if st.refs[index] == 0:
@@ -70,8 +68,8 @@ def leave_memory(st: HostState, v: int, ppn: int, state: int) -> int:
 def pop(st: HostState, v: int, ppn: int) -> None:
     """A ballooned page is the guest's again without a frame: UNTOUCHED."""
     vm = st.vms[v]
-    slot = vm.base + ppn
-    if np.int64(st.page[slot]) & ACCESSED != 0:
+    slot = vm.base_slot + ppn
+    if i64(st.page[slot]) & ACCESSED != 0:
         vm.backed -= 1
     set_state(st, slot, UNTOUCHED)
     vm.ballooned -= 1
@@ -83,8 +81,8 @@ def bring_in(st: HostState, v: int, ppn: int) -> int:
     """Give the page a frame if it has none. Returns the cost in ns of one page, or why not."""
     host = st.host[0]
     vm = st.vms[v]
-    slot = vm.base + ppn
-    state = np.int64(st.page[slot]) & STATE
+    slot = vm.base_slot + ppn
+    state = i64(st.page[slot]) & STATE
     if state == RESIDENT or state == SHARED:
         return 0
     if host.free <= 0:
@@ -122,12 +120,12 @@ def write(st: HostState, v: int, ppn: int, word: int) -> int:
     """
     host = st.host[0]
     vm = st.vms[v]
-    slot = vm.base + ppn
-    if np.int64(st.page[slot]) & STATE == RESIDENT:
+    slot = vm.base_slot + ppn
+    if i64(st.page[slot]) & STATE == RESIDENT:
         share.rewrite(st, v, ppn, word)
         return 0
     cost = 0
-    index = np.int64(st.content[slot]) & INDEX
+    index = i64(st.content[slot]) & INDEX
     if st.refs[index] == 1:
         host.distinct -= 1
         host.cow_reuses += 1
@@ -139,9 +137,9 @@ def write(st: HostState, v: int, ppn: int, word: int) -> int:
         vm.cause = COW
         cost = host.cow_ns
     st.refs[index] -= 1
-    accessed = np.int64(st.page[slot]) & ACCESSED
+    accessed = i64(st.page[slot]) & ACCESSED
     set_state(st, slot, RESIDENT)
-    st.page[slot] = np.int64(st.page[slot]) | accessed
+    st.page[slot] = i64(st.page[slot]) | accessed
     vm.shared -= 1
     vm.resident += 1
     st.content[slot] = word
@@ -153,12 +151,11 @@ def touch(st: HostState, v: int, ppn: int, is_write: int, word: int) -> int:
     """The guest reads a page, or writes `word` to it. Returns the cost in ns, or why it stalls.
 
     A first touch, read or write, takes a frame. The first touch since the sampler dropped a page's
-    mapping is a minor fault [P 5.3], at most n a period: counted by the sampler, too cheap to charge.
-    Clearing a fresh frame is not charged either: it costs the same without overcommitment.
-    A write that stalls after its page came in leaves
-    the page in memory and untouched by the guest.
+    mapping is a minor fault [P 5.3], at most n a period: too cheap to charge. Clearing a fresh
+    frame is not charged either: it costs the same without overcommitment. A write that stalls
+    after its page came in leaves the page in memory and untouched by the guest.
     """
-    slot = st.vms[v].base + ppn
+    slot = st.vms[v].base_slot + ppn
     cost = bring_in(st, v, ppn)
     if cost < 0:
         return cost
@@ -167,7 +164,7 @@ def touch(st: HostState, v: int, ppn: int, is_write: int, word: int) -> int:
         if extra < 0:
             return extra
         cost += extra
-    byte = np.int64(st.page[slot])
+    byte = i64(st.page[slot])
     if byte & ACCESSED == 0:
         st.page[slot] = byte | ACCESSED
     return cost * st.host[0].sample

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from hostsim import fault, rng
-from hostsim.jit import kernel, small
+from hostsim.jit import entry, i64, kernel, small
 from hostsim.state import (
     ACCESSED,
     ANON,
@@ -117,11 +117,11 @@ def count_use(st: HostState, v: int, use: int, change: int) -> None:
 
 @kernel
 def _find_free(st: HostState, v: int) -> int:
-    """A guest-free page: downwards from where the last one was found. The caller saw there is one."""
+    """A guest-free page: downwards from where the last one was found. There must be one."""
     vm = st.vms[v]
     ppn = vm.free_cursor
-    while not is_guest_free(st, vm.base + ppn):
-        ppn = ppn - 1 if ppn > 0 else vm.size - 1
+    while not is_guest_free(st, vm.base_slot + ppn):
+        ppn = ppn - 1 if ppn > 0 else vm.size_slots - 1
     vm.free_cursor = ppn
     return ppn
 
@@ -132,7 +132,7 @@ def _holds(st: HostState, slot: int, use: int) -> bool:
 
 
 @kernel
-def _find_use(st: HostState, v: int, use: int, key: int) -> int:
+def _find_use(st: HostState, v: int, use: int, key: np.uint64) -> int:
     """A random page of this use in guest memory. The caller saw that there is one.
 
     LOOKS random pages, then the next one upwards.
@@ -140,16 +140,16 @@ def _find_use(st: HostState, v: int, use: int, key: int) -> int:
     vm = st.vms[v]
     ppn = 0
     for look in range(LOOKS):
-        ppn = rng.below(key, look, vm.size)
-        if _holds(st, vm.base + ppn, use):
+        ppn = rng.below(key, look, vm.size_slots)
+        if _holds(st, vm.base_slot + ppn, use):
             return ppn
-    while not _holds(st, vm.base + ppn, use):
-        ppn = ppn + 1 if ppn + 1 < vm.size else 0
+    while not _holds(st, vm.base_slot + ppn, use):
+        ppn = ppn + 1 if ppn + 1 < vm.size_slots else 0
     return ppn
 
 
 @kernel
-def _find_idle_anon(st: HostState, v: int, key: int) -> int:
+def _find_idle_anon(st: HostState, v: int, key: np.uint64) -> int:
     """A random anonymous page outside the active window, or -1 after LOOKS tries."""
     vm = st.vms[v]
     span = vm.span
@@ -159,7 +159,7 @@ def _find_idle_anon(st: HostState, v: int, key: int) -> int:
     for look in range(LOOKS):
         offset = vm.window + vm.active + rng.below(key, LOOKS + look, idle)
         ppn = vm.kernel + offset % span
-        if _holds(st, vm.base + ppn, ANON):
+        if _holds(st, vm.base_slot + ppn, ANON):
             return ppn
     return -1
 
@@ -168,7 +168,7 @@ def _find_idle_anon(st: HostState, v: int, key: int) -> int:
 def pin(st: HostState, v: int, ppn: int) -> int:
     """The balloon takes a page that the guest gave up. Returns the frames the host got, 0 or 1."""
     vm = st.vms[v]
-    slot = vm.base + ppn
+    slot = vm.base_slot + ppn
     state = state_of(st, slot)
     freed = 0
     if state == RESIDENT or state == SHARED:
@@ -182,7 +182,7 @@ def pin(st: HostState, v: int, ppn: int) -> int:
         vm.untouched -= 1
         vm.ballooned += 1
     if state != UNTOUCHED:
-        st.page[slot] = np.int64(st.page[slot]) | ACCESSED
+        st.page[slot] = i64(st.page[slot]) | ACCESSED
         vm.backed += 1
     vm.gave += freed
     return freed
@@ -199,7 +199,7 @@ def _page_out(st: HostState, v: int, ppn: int) -> int:
     if vm.guest_swapped >= vm.guest_swap or vm.disk_io_left <= 0:
         return fault.NO_GUEST_MEMORY
     cost = 0
-    if state_of(st, vm.base + ppn) == SWAPPED:
+    if state_of(st, vm.base_slot + ppn) == SWAPPED:
         cost = fault.bring_in(st, v, ppn)
         if cost < 0:
             return cost
@@ -264,7 +264,7 @@ def _allocate(st: HostState, v: int, ppn: int) -> int:
         return cost
     use = plan_kind(st, v, ppn) // 8
     if use != FREE:
-        set_use(st, vm.base + ppn, use)
+        set_use(st, vm.base_slot + ppn, use)
         vm.guest_free -= 1
         count_use(st, v, use, 1)
     return cost
@@ -275,10 +275,10 @@ def _page_in(st: HostState, v: int, ppn: int) -> int:
     """Read a page's data back from the guest's disk into its UNTOUCHED page."""
     host = st.host[0]
     vm = st.vms[v]
-    slot = vm.base + ppn
+    slot = vm.base_slot + ppn
     if vm.disk_io_left <= 0:
         return fault.NO_GUEST_MEMORY
-    cost = fault.touch(st, v, ppn, 1, np.int64(st.content[slot]) & ~STALE)
+    cost = fault.touch(st, v, ppn, 1, i64(st.content[slot]) & ~STALE)
     if cost < 0:
         return cost
     use = use_of(st, slot)
@@ -296,7 +296,7 @@ def _page_in(st: HostState, v: int, ppn: int) -> int:
 def _fault_in(st: HostState, v: int, ppn: int) -> int:
     """Make a page usable that is not in guest memory. Returns the cost, or why it stalls."""
     vm = st.vms[v]
-    slot = vm.base + ppn
+    slot = vm.base_slot + ppn
     cost = 0
     if state_of(st, slot) == BALLOONED:
         if vm.lost_driver == 1:
@@ -320,7 +320,7 @@ def access(st: HostState, v: int, ppn: int, is_write: int) -> int:
 
     Only anonymous pages are written in place: clean cache stays clean.
     """
-    slot = st.vms[v].base + ppn
+    slot = st.vms[v].base_slot + ppn
     use = use_of(st, slot)
     if use == FREE or not in_guest_memory(state_of(st, slot)):
         return _fault_in(st, v, ppn)
@@ -333,7 +333,7 @@ def access(st: HostState, v: int, ppn: int, is_write: int) -> int:
 def scrub(st: HostState, v: int, ppn: int) -> int:
     """A Windows-like guest zeroes a free page [P 5.4, 6.3]. Returns the cost, or why it stalls."""
     vm = st.vms[v]
-    slot = vm.base + ppn
+    slot = vm.base_slot + ppn
     if use_of(st, slot) != FREE:
         return 0
     ballooned = state_of(st, slot) == BALLOONED
@@ -349,7 +349,7 @@ def scrub(st: HostState, v: int, ppn: int) -> int:
 def free_page(st: HostState, v: int, ppn: int) -> int:
     """The guest frees a page. The host does not see it, unless the guest scrubs it."""
     vm = st.vms[v]
-    slot = vm.base + ppn
+    slot = vm.base_slot + ppn
     use = use_of(st, slot)
     if use == FREE:
         return 0
@@ -362,13 +362,13 @@ def free_page(st: HostState, v: int, ppn: int) -> int:
     return scrub(st, v, ppn) if vm.windows == 1 else 0
 
 
-@kernel
+@entry
 def reset(st: HostState, v: int) -> None:
     """The guest restarts in the memory that it has: all pages free to it, the balloon forgotten."""
     vm = st.vms[v]
-    for ppn in range(vm.size):
-        set_use(st, vm.base + ppn, FREE)
-    vm.guest_free = vm.size - vm.ballooned
+    for ppn in range(vm.size_slots):
+        set_use(st, vm.base_slot + ppn, FREE)
+    vm.guest_free = vm.size_slots - vm.ballooned
     vm.cache = 0
     vm.anon = 0
     vm.guest_swapped = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hostsim.jit import kernel, small
+from hostsim.jit import i64, kernel, small
 
 TOUCH, SCAN, SWAP, BALLOON, GUEST, SAMPLE, DEFLATE = range(1, 8)
 """Purposes: what a stream is for."""
@@ -43,4 +43,4 @@ def below(key: np.uint64, index: int, bound: int) -> int:
     Multiply-shift of the upper 32 bits; the bias is below bound / 2**32.
     """
     word = mix(key + np.uint64(index) * _WEYL)
-    return np.int64(((word >> _32) * np.uint64(bound)) >> _32)
+    return i64(((word >> _32) * np.uint64(bound)) >> _32)

@@ -12,11 +12,12 @@ from __future__ import annotations
 import numpy as np
 
 from hostsim import rng
-from hostsim.jit import kernel, small
+from hostsim.jit import entry, i64, kernel, small
 from hostsim.state import (
     ACCESSED,
     HINT,
     INDEX,
+    MILLIONTHS,
     PPN_BITS,
     RESIDENT,
     SHARED,
@@ -24,7 +25,7 @@ from hostsim.state import (
     STATE,
     UNIQUE,
     HostState,
-    periods,
+    count_vms,
     set_state,
     state_of,
 )
@@ -36,10 +37,10 @@ DRAWS_PER_PAGE = 4
 
 @small
 def _home(key: int, mask: int) -> int:
-    return np.int64(rng.mix(np.uint64(key))) & mask
+    return i64(rng.mix(np.uint64(key))) & mask
 
 
-@kernel
+@entry
 def stale_put(st: HostState, key: int, content: int) -> None:
     """Remember that page `key` owns a stale hint on `content`."""
     mask = st.stale_page.size - 1
@@ -82,12 +83,12 @@ def stale_remove(st: HostState, i: int) -> None:
 @kernel
 def drop_hint(st: HostState, v: int, ppn: int) -> int:
     """End the hint that a page owns, if any. Returns 1 when there was one and it was stale."""
-    slot = st.vms[v].base + ppn
-    if np.int64(st.page[slot]) & HINT == 0:
+    slot = st.vms[v].base_slot + ppn
+    if i64(st.page[slot]) & HINT == 0:
         return 0
-    word = np.int64(st.content[slot])
+    word = i64(st.content[slot])
     st.host[0].hint_frames -= 1
-    st.page[slot] = np.int64(st.page[slot]) & ~HINT
+    st.page[slot] = i64(st.page[slot]) & ~HINT
     if word & STALE == 0:
         if word & UNIQUE == 0:
             st.hints[word & INDEX] = -1
@@ -103,9 +104,9 @@ def drop_hint(st: HostState, v: int, ppn: int) -> int:
 @kernel
 def rewrite(st: HostState, v: int, ppn: int, word: int) -> None:
     """A RESIDENT page now holds `word`. Its hint, if any, is stale while the contents differ."""
-    slot = st.vms[v].base + ppn
-    old = np.int64(st.content[slot])
-    if np.int64(st.page[slot]) & HINT == 0:
+    slot = st.vms[v].base_slot + ppn
+    old = i64(st.content[slot])
+    if i64(st.page[slot]) & HINT == 0:
         st.content[slot] = word
         return
     key = v << PPN_BITS | ppn
@@ -126,11 +127,11 @@ def rewrite(st: HostState, v: int, ppn: int, word: int) -> None:
 @kernel
 def _to_shared(st: HostState, v: int, ppn: int) -> None:
     """A RESIDENT page becomes a reference to the shared frame of its content."""
-    slot = st.vms[v].base + ppn
-    accessed = np.int64(st.page[slot]) & ACCESSED
+    slot = st.vms[v].base_slot + ppn
+    accessed = i64(st.page[slot]) & ACCESSED
     set_state(st, slot, SHARED)
-    st.page[slot] = np.int64(st.page[slot]) | accessed
-    st.refs[np.int64(st.content[slot]) & INDEX] += 1
+    st.page[slot] = i64(st.page[slot]) | accessed
+    st.refs[i64(st.content[slot]) & INDEX] += 1
     st.vms[v].resident -= 1
     st.vms[v].shared += 1
 
@@ -143,8 +144,8 @@ def match(st: HostState, v: int, ppn: int, insert_hint: int) -> int:
     The page must own no hint. Returns 1 when the page became SHARED: one frame is free again.
     """
     host = st.host[0]
-    slot = st.vms[v].base + ppn
-    word = np.int64(st.content[slot])
+    slot = st.vms[v].base_slot + ppn
+    word = i64(st.content[slot])
     if word & UNIQUE == 0:
         if st.refs[word] > 0:
             _to_shared(st, v, ppn)
@@ -154,7 +155,7 @@ def match(st: HostState, v: int, ppn: int, insert_hint: int) -> int:
         if hint >= 0:
             other_v = hint >> PPN_BITS
             other_ppn = hint & ((1 << PPN_BITS) - 1)
-            other = np.int64(st.content[st.vms[other_v].base + other_ppn])
+            other = i64(st.content[st.vms[other_v].base_slot + other_ppn])
             host.stale_hints += drop_hint(st, other_v, other_ppn)
             if other == word:
                 _to_shared(st, other_v, other_ppn)
@@ -165,7 +166,7 @@ def match(st: HostState, v: int, ppn: int, insert_hint: int) -> int:
         if insert_hint == 1:
             st.hints[word] = v << PPN_BITS | ppn
     if insert_hint == 1:
-        st.page[slot] = np.int64(st.page[slot]) | HINT
+        st.page[slot] = i64(st.page[slot]) | HINT
         host.hint_frames += 1
     return 0
 
@@ -175,7 +176,7 @@ def scan_page(st: HostState, v: int, ppn: int) -> None:
     """The candidate step of [P 4.3] for one page that has a frame."""
     host = st.host[0]
     host.scanned += 1
-    if state_of(st, st.vms[v].base + ppn) != RESIDENT:
+    if state_of(st, st.vms[v].base_slot + ppn) != RESIDENT:
         return
     host.stale_hints += drop_hint(st, v, ppn)
     host.shares_made += match(st, v, ppn, 1)
@@ -190,8 +191,8 @@ def scan_vm(st: HostState, v: int, budget: int) -> int:
     for draw in range(DRAWS_PER_PAGE * budget):
         if done == budget:
             break
-        ppn = rng.below(key, draw, vm.size)
-        state = np.int64(st.page[vm.base + ppn]) & STATE
+        ppn = rng.below(key, draw, vm.size_slots)
+        state = i64(st.page[vm.base_slot + ppn]) & STATE
         if state == RESIDENT or state == SHARED:
             scan_page(st, v, ppn)
             done += 1
@@ -206,8 +207,8 @@ def scan(st: HostState, first: int) -> None:
     """
     host = st.host[0]
     host.scan_carry += host.scan_rate_total * host.dt_ms
-    left = host.scan_carry // 1_000_000
-    host.scan_carry -= left * 1_000_000
+    left = host.scan_carry // MILLIONTHS
+    host.scan_carry -= left * MILLIONTHS
     host.scanned_last_step = 0
     n = count_vms(st)
     for i in range(n):
@@ -217,25 +218,10 @@ def scan(st: HostState, first: int) -> None:
             continue
         rate = host.scan_rate_vm
         if host.scan_time_ms > 0:
-            rate = min(rate, vm.size * 1_000_000 // host.scan_time_ms)
+            rate = min(rate, vm.size_slots * MILLIONTHS // host.scan_time_ms)
         vm.scan_carry += rate * host.dt_ms
-        budget = min(vm.scan_carry // 1_000_000, left)
-        vm.scan_carry %= 1_000_000
+        budget = min(vm.scan_carry // MILLIONTHS, left)
+        vm.scan_carry %= MILLIONTHS
         if budget > 0:
             left -= budget
             host.scanned_last_step += scan_vm(st, v, budget)
-
-
-@small
-def count_vms(st: HostState) -> int:
-    """Powered-on VMs."""
-    n = 0
-    while n < st.order.size and st.order[n] >= 0:
-        n += 1
-    return n
-
-
-@small
-def due(st: HostState, period_ms: int) -> int:
-    """How often something with this period runs in the current step."""
-    return periods(st.host[0].now_ms, st.host[0].dt_ms, period_ms)

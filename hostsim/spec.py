@@ -1,4 +1,4 @@
-"""One VM as a host receives it: configuration, image and program, nothing random, nothing shared."""
+"""One VM as a host receives it: configuration, image and program; nothing is drawn later."""
 
 from __future__ import annotations
 

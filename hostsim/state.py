@@ -2,7 +2,7 @@
 
 A frame is named by what it holds: a private frame is its (VM, PPN), a shared frame is its content.
 So no machine page number is stored: free memory is a count and a shared frame a reference count.
-The page of VM row v with number ppn lies at slot vms[v].base + ppn of `page` and `content`.
+The page of VM row v with number ppn lies at slot vms[v].base_slot + ppn of `page` and `content`.
 
 State byte (`page`): bits 0-2 state, 3 hint, 4 kind (where the frame lies; 0 = ordinary memory),
 5 accessed, 6-7 guest use. Accessed is cleared by the sampler and set by every touch; on a BALLOONED
@@ -16,12 +16,14 @@ a unique page a serial number of the guest's choosing.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numba.extending import typeof_impl
 
-from hostsim.jit import small
+from hostsim.jit import Arrays, address_table, i64, small
 from hostsim.program import ROW
 
 UNTOUCHED, RESIDENT, SHARED, BALLOONED, SWAPPED = range(5)
@@ -45,8 +47,8 @@ SWAP_IN, GUEST_PAGING, COW, SCAN_CPU, BLOCKED, MIGRATION, CPU, DECOMPRESS = rang
 """Causes of lost time: columns of `lost`. In the order of cluster.messages.CAUSES."""
 N_CAUSES = 8
 
-PATTERN = 256
-"""Slots after which the composition of a guest image repeats."""
+PATTERN = 1000
+"""Slots after which the composition of a guest image repeats: entries are whole permille."""
 IN_KERNEL, IN_FOOTPRINT, IN_GROWTH = range(3)
 ZERO, IMAGE, APPLICATION, DUPLICATE, FRESH = range(5)
 """Content classes of a page at its first use."""
@@ -72,36 +74,39 @@ HOST = np.dtype(
     + _fields(np.int64, "swap_latency_ns swap_iops cpus")
     + _fields(np.int64, "cow_ns scan_ns")
     # Carried remainders and budgets of the current step.
-    + _fields(np.int64, "scan_carry swap_io_carry swap_io_left scanned_last_step")
-    # Counters since the host started, in slots.
+    + _fields(np.int64, "scan_carry swap_io_carry swap_io_left scanned_last_step level_free")
+    # Counters since the last measurement, in slots; CPU demand in permille of a core x ms.
     + _fields(np.int64, "zero_fills scanned shares_made stale_hints cow_breaks cow_reuses")
-    + _fields(np.int64, "inflated deflated pops swap_outs swap_ins double_pagings shared_out")
-    + _fields(np.int64, "guest_page_ins guest_page_outs guest_refusals stalled_touches")
-    + _fields(np.int64, "minor_faults"),
+    + _fields(np.int64, "inflated deflated pops swap_outs swap_ins double_pagings")
+    + _fields(np.int64, "shared_before_swap guest_page_ins guest_page_outs guest_refusals")
+    + _fields(np.int64, "stalled_touches cpu_demand_ms"),
     align=True,
 )
 """Scalars of a host. Rates are slots a second x 1000 unless named otherwise."""
 
 VM = np.dtype(
-    _fields(np.int64, "vm base size reservation limit shares overhead vcpus sharing driver salt")
+    _fields(
+        np.int64, "vm base_slot size_slots reservation limit shares overhead overhead_due vcpus"
+    )
+    + _fields(np.int64, "sharing driver salt")
     # Pages by state (slots); backed = BALLOONED pages that gave the host a frame or swap slot.
     + _fields(np.int64, "untouched resident shared ballooned swapped backed")
     # Policy: what the VM should have, what its balloon should hold.
-    + _fields(np.int64, "target balloon_target balloon_max blocked squeezed touched_before gave")
-    # Content: local index of the zero page, base and length of the ranges it may hold.
-    + _fields(np.int64, "zero image_base image_len app_base app_len dup_base dup_len")
-    + _fields(np.int64, "pattern copies_permille windows scrub")
+    + _fields(np.int64, "target balloon_target balloon_max blocked touched_before gave")
+    # Content: families that it draws from, and where their ranges lie on this host.
+    + _fields(np.int64, "image_family app_family zero image_base app_base dup_base")
+    + _fields(np.int64, "pattern copies_permille windows")
     # Guest: unmovable slots first, then the boot footprint; brk = first slot never used.
-    + _fields(np.int64, "kernel footprint brk window guest_free cache anon guest_swapped guest_swap")
-    + _fields(np.int64, "booted boot_ms scrub_cursor lost_driver free_cursor sweep")
-    + _fields(np.int64, "disk_latency_ns disk_iops disk_io_left")
+    + _fields(np.int64, "kernel footprint brk window span active guest_free cache anon")
+    + _fields(np.int64, "guest_swapped guest_swap booted boot_ms scrub_cursor lost_driver")
+    + _fields(np.int64, "free_cursor sweep gifts disk_latency_ns disk_iops disk_io_left")
     # Program: rows [program, program + program_len) and the one in force.
     + _fields(np.int64, "program program_len row vm_clock repeat cycle_start_ms start_ms offset_ms")
     + _fields(np.int64, "boot_end_ns")
     # Clocks: executed VM time, debt of a fault that outlasted its step, work left undone.
     + _fields(np.int64, "clock_ns left_ns debt_ns cause backlog_ns on_ns touches serial")
     # Sampler.
-    + _fields(np.int64, "period_start_ns samples")
+    + _fields(np.int64, "period_start_ns samples periods")
     + _fields(np.float64, "slow fast")
     # Carried remainders.
     + _fields(np.int64, "scan_carry inflate_carry deflate_carry touch_carry grow_carry")
@@ -111,12 +116,15 @@ VM = np.dtype(
 """Scalars of a VM. A row is free exactly when vm is -1. Sizes in slots, times as named."""
 
 Array = npt.NDArray[Any]
+INT = np.dtype(np.int64)
 
 
-class HostState(NamedTuple):
+@dataclass(frozen=True)
+class HostState:
     """The arrays of one host.
 
     host        (1,) HOST          scalars
+    level_ms    (4,) int64         time in each level since the last measurement
     vms         (n_rows,) VM       a row per VM; free rows have vm -1
     order       (n_rows,) int64    rows of powered-on VMs by ascending VM id, then -1
     lost        (n_rows, 8) int64  ns lost, by cause
@@ -124,17 +132,20 @@ class HostState(NamedTuple):
     content     (n_slots,) uint32  content words
     refs        (n_contents,) int64  pages in state SHARED per content
     hints       (n_contents,) int64  hinting page as row << 40 | ppn, or -1
-    stale_page  (n_stale,) int64   open addressing (power of two): pages, as row << 40 | ppn, that own
-    stale_at    (n_stale,) int64   a stale hint on a common content, and that content; -1 = empty
+    stale_page  (n_stale,) int64   open addressing (power of two): pages, as row << 40 | ppn, that
+    stale_at    (n_stale,) int64   own a stale hint on a common content; that content; -1 = empty
     sampled     (n_rows, n_samples) int64  PPNs of the running sampling period
-    kinds       (n_images, 3, 256) int64  guest use * 8 + content class of each slot of a pattern
-    ranks       (n_images, 3, 256) int64  how many slots of the same class come before it
+    kinds       (n_images, 3, PATTERN) int64  guest use * 8 + content class of a pattern's slots
+    ranks       (n_images, 3, PATTERN) int64  how many slots of the same class come before each
     class_counts (n_images, 3, 5) int64   slots of each class in one pattern
     class_base  (n_rows, 3, 5) int64  slots of each class in a VM's sections before this one
     programs    (n_program_rows,) ROW  workloads, in slots
+    scratch     (5, n_rows) int64  working space of one call, as kernels allocate nothing
+    active      (n_rows,) float64  the same
     """
 
     host: Array
+    level_ms: Array
     vms: Array
     order: Array
     lost: Array
@@ -150,33 +161,80 @@ class HostState(NamedTuple):
     class_counts: Array
     class_base: Array
     programs: Array
+    scratch: Array
+    active: Array
+    table: Array = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("host", "vms", "programs"):
+            object.__setattr__(self, name, getattr(self, name).view(np.recarray))
+        arrays = [getattr(self, name) for name in ARRAYS]
+        object.__setattr__(self, "table", address_table(arrays))
+
+    @property
+    def address(self) -> int:
+        """Address of the table of arrays: all that kernels are passed."""
+        return int(self.table.ctypes.data)
+
+
+ARRAYS: dict[str, tuple[np.dtype[Any], int]] = {
+    "host": (HOST, 1),
+    "level_ms": (INT, 1),
+    "vms": (VM, 1),
+    "order": (INT, 1),
+    "lost": (INT, 2),
+    "page": (np.dtype(np.uint8), 1),
+    "content": (np.dtype(np.uint32), 1),
+    "refs": (INT, 1),
+    "hints": (INT, 1),
+    "stale_page": (INT, 1),
+    "stale_at": (INT, 1),
+    "sampled": (INT, 2),
+    "kinds": (INT, 3),
+    "ranks": (INT, 3),
+    "class_counts": (INT, 3),
+    "class_base": (INT, 3),
+    "programs": (ROW, 1),
+    "scratch": (INT, 2),
+    "active": (np.dtype(np.float64), 1),
+}
+"""Fields of HostState with dtype and number of dimensions."""
+
+_KERNEL_TYPE = Arrays("HostState", ARRAYS)
+
+
+@typeof_impl.register(HostState)
+def _typeof(value: HostState, context: Any) -> Arrays:
+    return _KERNEL_TYPE
 
 
 PPN_BITS = 40
+MILLIONTHS = 1_000_000
+"""A rate of slots/s x 1000 over milliseconds counts millionths of a slot; the rest carries."""
 
 
 @small
 def state_of(st: HostState, slot: int) -> int:
     """State of a page."""
-    return np.int64(st.page[slot]) & STATE
+    return i64(st.page[slot]) & STATE
 
 
 @small
 def use_of(st: HostState, slot: int) -> int:
     """Guest use of a page."""
-    return np.int64(st.page[slot]) >> USE_SHIFT
+    return i64(st.page[slot]) >> USE_SHIFT
 
 
 @small
 def set_state(st: HostState, slot: int, state: int) -> None:
     """Move a page to `state`; hint and accessed bits go, kind and use stay."""
-    st.page[slot] = (np.int64(st.page[slot]) & ~(STATE | HINT | ACCESSED)) | state
+    st.page[slot] = (i64(st.page[slot]) & ~(STATE | HINT | ACCESSED)) | state
 
 
 @small
 def set_use(st: HostState, slot: int, use: int) -> None:
     """Change the guest's use of a page."""
-    st.page[slot] = (np.int64(st.page[slot]) & 0x3F) | (use << USE_SHIFT)
+    st.page[slot] = (i64(st.page[slot]) & 0x3F) | (use << USE_SHIFT)
 
 
 @small
@@ -198,18 +256,25 @@ def shared_saved(st: HostState) -> int:
 
 
 @small
-def budget(carry: int, per_s_milli: int, dt_ms: int) -> int:
-    """Whole slots due in a step at a rate of slots/s x 1000, plus the millionths carried over.
-
-    Returns the sum in millionths of a slot: its quotient by 1_000_000 is due now, the rest carries.
-    """
-    return carry + per_s_milli * dt_ms
+def refill(carry: int, iops_milli: int, dt_ms: int) -> int:
+    """Operations a device has for a step, in millionths: what was left over whole is lost."""
+    return carry % MILLIONTHS + iops_milli * dt_ms
 
 
 @small
-def periods(now_ms: int, dt_ms: int, period_ms: int) -> int:
-    """How often a mechanism with this period runs in the step that ends at `now_ms`."""
-    return now_ms // period_ms - (now_ms - dt_ms) // period_ms
+def count_vms(st: HostState) -> int:
+    """Powered-on VMs."""
+    n = 0
+    while n < st.order.size and st.order[n] >= 0:
+        n += 1
+    return n
+
+
+@small
+def due(st: HostState, period_ms: int) -> int:
+    """How often a mechanism with this period runs in the current step, which ends at now_ms."""
+    now_ms = st.host[0].now_ms
+    return now_ms // period_ms - (now_ms - st.host[0].dt_ms) // period_ms
 
 
 def empty(n_rows: int, n_samples: int) -> HostState:
@@ -218,6 +283,7 @@ def empty(n_rows: int, n_samples: int) -> HostState:
     vms["vm"] = -1
     return HostState(
         host=np.zeros(1, HOST).view(np.recarray),
+        level_ms=np.zeros(4, np.int64),
         vms=vms,
         order=np.full(n_rows, -1, np.int64),
         lost=np.zeros((n_rows, N_CAUSES), np.int64),
@@ -233,4 +299,6 @@ def empty(n_rows: int, n_samples: int) -> HostState:
         class_counts=np.zeros((0, 3, N_CLASSES), np.int64),
         class_base=np.zeros((n_rows, 3, N_CLASSES), np.int64),
         programs=np.zeros(0, ROW).view(np.recarray),
+        scratch=np.zeros((5, n_rows), np.int64),
+        active=np.zeros(n_rows, np.float64),
     )

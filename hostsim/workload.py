@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from hostsim import fault, guest, rng
-from hostsim.jit import kernel, small
+from hostsim.jit import i64, kernel, small
 from hostsim.program import KEEP, SWEEP, ZIPF
 from hostsim.state import (
     ACCESSED,
@@ -98,15 +98,15 @@ def boot(st: HostState, v: int) -> None:
     vm.grow_carry -= due * vm.boot_ms
     grow(st, v, min(due, vm.footprint - vm.brk))
     if vm.windows == 1 and vm.left_ns > 0:
-        vm.scrub_carry += vm.size * dt_ms
+        vm.scrub_carry += vm.size_slots * dt_ms
         due = vm.scrub_carry // vm.boot_ms
         vm.scrub_carry -= due * vm.boot_ms
-        for _ in range(min(due, vm.size - vm.scrub_cursor)):
+        for _ in range(min(due, vm.size_slots - vm.scrub_cursor)):
             cost = guest.scrub(st, v, vm.scrub_cursor)
             vm.scrub_cursor += cost >= 0
             if not settle(st, v, cost):
                 break
-    scrubbed = vm.windows == 0 or vm.scrub_cursor == vm.size
+    scrubbed = vm.windows == 0 or vm.scrub_cursor == vm.size_slots
     if vm.clock_ns >= vm.boot_end_ns and vm.brk >= vm.footprint and scrubbed:
         vm.booted = 1
         vm.boot_end_ns = vm.clock_ns
@@ -159,21 +159,21 @@ def zipf_rank(word: np.uint64, n: int) -> int:
     octaves = 0
     while (2 << octaves) - 1 < n:
         octaves += 1
-    full = np.int64(1) << octaves
+    full = i64(1) << octaves
     part = n - (full - 1)
     total = octaves * full + part
-    pick = np.int64(((word >> _SHIFT_32) * np.uint64(total)) >> _SHIFT_32)
+    pick = i64(((word >> _SHIFT_32) * np.uint64(total)) >> _SHIFT_32)
     octave = min(pick >> octaves, octaves)
-    low = (np.int64(1) << octave) - 1
+    low = (i64(1) << octave) - 1
     width = min(low + 1, n - low)
-    return low + np.int64(((word & _LOW_32) * np.uint64(width)) >> _SHIFT_32)
+    return low + i64(((word & _LOW_32) * np.uint64(width)) >> _SHIFT_32)
 
 
 @small
 def is_quiet(st: HostState, slot: int, is_write: int) -> bool:
     """Whether a touch of this page changes nothing: in memory, already marked as accessed, and
     not written, or written over content that is unique already and that no hint speaks of."""
-    byte = np.int64(st.page[slot])
+    byte = i64(st.page[slot])
     if byte & (STATE | ACCESSED) != _UNIFORM_QUIET:
         return False
     use = byte >> USE_SHIFT
@@ -181,7 +181,7 @@ def is_quiet(st: HostState, slot: int, is_write: int) -> bool:
         return False
     if is_write == 0 or use != ANON:
         return True
-    return byte & HINT == 0 and np.int64(st.content[slot]) & UNIQUE != 0
+    return byte & HINT == 0 and i64(st.content[slot]) & UNIQUE != 0
 
 
 @kernel
@@ -189,15 +189,15 @@ def touch_window(st: HostState, v: int, n: int, touch_ns: int, writes: int, loca
     """Touch `n` pages of the active window, `touch_ns` apart. Returns how many were done."""
     vm = st.vms[v]
     key = rng.stream(st.host[0].seed, rng.TOUCH, vm.vm, st.host[0].tick)
-    size, span, active = vm.size, vm.span, vm.active
-    first, base, window, sweep = vm.kernel, vm.base, vm.window, vm.sweep
+    size, span, active = vm.size_slots, vm.span, vm.active
+    first, base, window, sweep = vm.kernel, vm.base_slot, vm.window, vm.sweep
     permille = np.uint64(1000)
     write_bound = np.uint64(writes)
     done = 0
     left = vm.left_ns
     while done < n and left >= touch_ns:
         word = rng.mix(key + np.uint64(done) * _WEYL)
-        is_write = np.int64((((word & _LOW_32) * permille) >> _SHIFT_32) < write_bound)
+        is_write = i64((((word & _LOW_32) * permille) >> _SHIFT_32) < write_bound)
         if locality == SWEEP:
             offset = sweep + done
             offset -= offset // active * active
@@ -205,7 +205,7 @@ def touch_window(st: HostState, v: int, n: int, touch_ns: int, writes: int, loca
             # A second word: the rank's two halves must not reuse the bits of the write draw.
             offset = active - 1 - zipf_rank(rng.mix(word + _WEYL), active)
         else:
-            offset = np.int64(((word >> _SHIFT_32) * np.uint64(active)) >> _SHIFT_32)
+            offset = i64(((word >> _SHIFT_32) * np.uint64(active)) >> _SHIFT_32)
         offset += window
         if offset >= span:
             offset -= span
@@ -236,8 +236,8 @@ def work(st: HostState, v: int, dt_ns: int) -> None:
     vm = st.vms[v]
     row = st.programs[select_row(st, v)]
     if row.memory_pages != KEEP and row.memory_pages != vm.brk:
-        resize(st, v, min(row.memory_pages, vm.size), row.growth_pages_per_s)
-    span = vm.size - vm.kernel if row.memory_pages == KEEP else vm.brk - vm.kernel
+        resize(st, v, min(row.memory_pages, vm.size_slots), row.growth_pages_per_s)
+    span = vm.size_slots - vm.kernel if row.memory_pages == KEEP else vm.brk - vm.kernel
     vm.span = max(span, 1)
     vm.active = min(row.active_pages, vm.span)
     vm.drift_carry += vm.active * row.drift_permille_per_h * host.dt_ms
@@ -271,10 +271,7 @@ def run(st: HostState, v: int, cpu_lost_ns: int, scan_lost_ns: int) -> None:
     dt_ns = host.dt_ms * NS_PER_MS
     vm.on_ns += dt_ns
     vm.left_ns = dt_ns
-    vm.disk_io_carry = min(vm.disk_io_carry, vm.disk_iops) + vm.disk_iops * host.dt_ms
-    vm.disk_io_left = vm.disk_io_carry // NS_PER_MS
-    io_before = vm.disk_io_left
-    before = np.int64(0)
+    before = i64(0)
     for cause in range(st.lost.shape[1]):
         before += st.lost[v, cause]
     if vm.blocked == 1:
@@ -291,7 +288,6 @@ def run(st: HostState, v: int, cpu_lost_ns: int, scan_lost_ns: int) -> None:
             work(st, v, dt_ns)
     elif vm.booted == 1 and vm.vm_clock == 0:
         vm.backlog_ns += dt_ns
-    vm.disk_io_carry -= (io_before - vm.disk_io_left) * NS_PER_MS
     for cause in range(st.lost.shape[1]):
         before -= st.lost[v, cause]
     vm.clock_ns += dt_ns + before

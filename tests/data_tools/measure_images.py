@@ -6,10 +6,8 @@ of a page is `zero`; else `image` if an idle guest other than this one holds it 
 with the operating system); else `application` if another guest with the same workload holds it;
 else `duplicate` if it occurs at least twice in this guest; else `unique`.
 
-`db` and `py` have one guest each, so their peer is the guest of experiment D, which runs PostgreSQL
-and Python too. The use classes of `db` were not recorded: see `db_table` for what stands in.
-
-Run: python tests/data_tools/measure_images.py FINGERPRINTS_FOLDER [OUTPUT.yaml]
+Where a workload has one guest only, or no use classes, HEADER says what stands in.
+Run: python tests/data_tools/measure_images.py FINGERPRINTS_FOLDER OUTPUT.yaml
 """
 
 from __future__ import annotations
@@ -25,6 +23,8 @@ import numpy.typing as npt
 Hashes = npt.NDArray[np.uint64]
 Table = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
+Contents = npt.NDArray[np.int64]
+"""(n_pages,) index into CONTENTS, or into USES."""
 
 USES = ("kernel", "cache", "anon", "free")
 CONTENTS = ("zero", "image", "application", "duplicate", "unique")
@@ -80,7 +80,7 @@ class Profile:
     """One image: mean `pages` (4, 5) and `growth` (4, 5) in pages, `copies` mean copies."""
 
     name: str
-    application: str
+    application: str | None
     pages: Table
     growth: Table
     copies: float
@@ -117,7 +117,7 @@ def load_series(path: Path) -> dict[str, Guest]:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """`guests` and their distinct `contents` (n,) uint64, each held by `holders` (n,) int64 guests."""
+    """`guests`, their distinct `contents` (n,) uint64, and how many hold each: `holders` (n,)."""
 
     guests: tuple[Guest, ...]
     contents: Hashes
@@ -137,8 +137,8 @@ def group_of(guests: Sequence[Guest]) -> Group:
     return Group(tuple(guests), contents, holders.astype(np.int64))
 
 
-def content_classes(guest: Guest, system: Hashes, peers: Hashes) -> npt.NDArray[np.int64]:
-    """(n_pages,) int64 index into CONTENTS of every page of `guest`."""
+def content_classes(guest: Guest, system: Hashes, peers: Hashes) -> Contents:
+    """What every page of `guest` holds."""
     _, inverse, counts = np.unique(guest.hashes, return_inverse=True, return_counts=True)
     content = np.where(counts[inverse] > 1, DUPLICATE, UNIQUE)
     content[np.isin(guest.hashes, peers)] = APPLICATION
@@ -147,22 +147,26 @@ def content_classes(guest: Guest, system: Hashes, peers: Hashes) -> npt.NDArray[
     return content.astype(np.int64)
 
 
-def table_of(use: npt.NDArray[np.int64], content: npt.NDArray[np.int64], pages: Mask) -> Table:
+def table_of(use: Contents, content: Contents, pages: Mask) -> Table:
     """(4, 5) float64 count of the selected `pages` by use and content."""
     cells = use[pages] * len(CONTENTS) + content[pages]
     counts = np.bincount(cells, minlength=len(USES) * len(CONTENTS))
     return counts.reshape(len(USES), len(CONTENTS)).astype(np.float64)
 
 
-def without_kernel(table: Table) -> Table:
-    """`table` with its kernel row set to 0."""
+def without(table: Table, *rows: int) -> Table:
+    """`table` with these rows set to 0."""
     result = table.copy()
-    result[KERNEL] = 0
+    result[list(rows)] = 0
     return result
 
 
 def profile_of(
-    names: tuple[str, str], guests: Sequence[Guest], idle: Group, peers: Group, series: Guest | None
+    names: tuple[str, str | None],
+    guests: Sequence[Guest],
+    idle: Group,
+    peers: Group,
+    series: Guest | None,
 ) -> Profile:
     """Mean profile of `guests`, `names` = image and application.
 
@@ -177,16 +181,15 @@ def profile_of(
         duplicate_contents += np.unique(duplicates).size
     pages = np.mean(tables, axis=0)
     if series is None:
-        growth = without_kernel(pages)
-        growth[FREE] = 0
+        growth = without(pages, KERNEL, FREE)
     else:
         content = content_classes(series, idle.apart_from(series), peers.apart_from(series))
-        growth = without_kernel(table_of(USE_OF_CLASS[series.classes], content, series.changed))
+        changed = table_of(USE_OF_CLASS[series.classes], content, series.changed)
+        growth = without(changed, KERNEL)
     return Profile(*names, pages, growth, duplicate_pages / max(1, duplicate_contents))
 
 
-def db_table(guest: Guest, content: npt.NDArray[np.int64], known: Sequence[Guest],
-             template: Table) -> Table:  # fmt: skip
+def db_table(guest: Guest, content: Contents, known: Sequence[Guest], template: Table) -> Table:
     """(4, 5) table of the guest without recorded classes.
 
     Kernel and free rows are those of `template` (pages of guests of the same size). What is
@@ -230,9 +233,7 @@ def db_profile(series: dict[str, Guest], idle: Group, web: Group, multi: Group) 
     pages = db_table(guest, content, [*idle.guests, *multi.guests], template)
     duplicates = guest.hashes[content == DUPLICATE]
     copies = duplicates.size / max(1, np.unique(duplicates).size)
-    growth = without_kernel(pages)
-    growth[FREE] = 0
-    return Profile("debian-db", "postgresql", pages, growth, copies)
+    return Profile("debian-db", "postgresql", pages, without(pages, KERNEL, FREE), copies)
 
 
 def measure(folder: Path) -> list[Profile]:
@@ -243,7 +244,7 @@ def measure(folder: Path) -> list[Profile]:
     idle = group_of([*idles, series["idle"]])
     web, mixed = group_of([*webs, series["web"], *multi]), group_of(multi)
     return [
-        profile_of(("debian-idle", "none"), idles, idle, group_of([]), series["idle"]),
+        profile_of(("debian-idle", None), idles, idle, group_of([]), series["idle"]),
         profile_of(("debian-web", "nginx"), webs, idle, web, series["web"]),
         db_profile(series, idle, web, mixed),
         profile_of(("debian-py", "python"), [series["py"]], idle, mixed, series["py"]),
@@ -268,28 +269,23 @@ def table_lines(table: Table, skip: int) -> list[str]:
     permille = to_permille(table)
     lines = []
     for row in range(skip, len(USES)):
-        cells = ", ".join(
-            f"{name}: {value // 10}.{value % 10} %"
-            for name, value in zip(CONTENTS, permille[row].tolist(), strict=True)
-        )
-        lines.append(f"      {USES[row]}: {{{cells}}}")
+        cells = zip(CONTENTS, permille[row].tolist(), strict=True)
+        text = ", ".join(f"{name}: {value // 10}.{value % 10} %" for name, value in cells)
+        lines.append(f"      {USES[row]}: {{{text}}}")
     return lines
 
 
 def to_yaml(profiles: Sequence[Profile]) -> str:
     """The text of `images.yaml`."""
-    changed = ", ".join(
-        str(int(profile.growth.sum()))
-        for profile in profiles
-        if profile.name in ("debian-idle", "debian-web", "debian-py")
-    )
+    grown = {profile.name: int(profile.growth.sum()) for profile in profiles}
+    changed = ", ".join(str(grown[f"debian-{name}"]) for name in ("idle", "web", "py"))
     lines = [HEADER.format(changed=changed).rstrip("\n"), "images:"]
     for profile in profiles:
         lines += [
             f"  - name: {profile.name}",
             "    os: linux",
             f"    footprint: {round(profile.pages.sum() / PAGES_PER_MIB)} MiB",
-            f"    application: {profile.application}",
+            *([f"    application: {profile.application}"] if profile.application else []),
             f"    copies: {profile.copies:.1f}",
             "    content:",
             *table_lines(profile.pages, skip=KERNEL),
@@ -300,8 +296,4 @@ def to_yaml(profiles: Sequence[Profile]) -> str:
 
 
 if __name__ == "__main__":
-    text = to_yaml(measure(Path(sys.argv[1])))
-    if len(sys.argv) > 2:
-        Path(sys.argv[2]).write_text(text, encoding="utf-8")
-    else:
-        sys.stdout.write(text)
+    Path(sys.argv[2]).write_text(to_yaml(measure(Path(sys.argv[1]))), encoding="utf-8")

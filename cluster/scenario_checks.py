@@ -1,0 +1,230 @@
+"""What must hold between the values of a scenario, and between it and its trace.
+
+Every check takes what is valid so far and yields its problems, so one run of all of them tells the
+user everything at once. A check whose own inputs are broken is silent: a guess would mislead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cluster.scenario import (
+    HOSTS_MAX,
+    SLOTS_MIN,
+    VMS_MAX,
+    Scenario,
+    VmGroup,
+    member_names,
+)
+from cluster.scenario_problems import closest, listed, problem
+from cluster.scenario_text import bytes_text, ms_text
+from cluster.trace_vms import TraceVms
+from cluster.traces import Trace
+from cluster.yaml_input import Document, Place, Problem, shown
+from hostsim import units
+
+
+@dataclass(slots=True)
+class Parts:
+    """The valid part of a scenario, and where it stands in the file.
+
+    places: list key -> position in the file of each element of the scenario's list.
+    broken: top-level keys of which something is invalid, stand-ins included.
+    """
+
+    document: Document
+    scenario: Scenario
+    places: dict[str, list[int]]
+    broken: set[str]
+    trace: Trace | None = None
+    trace_vms: TraceVms | None = None
+    vm_names: dict[str, str] = field(default_factory=dict)
+    """Name of each VM -> where it comes from, for messages; filled by `names`."""
+
+    def whole(self, *keys: str) -> bool:
+        """Whether nothing of these top-level keys is invalid."""
+        return self.broken.isdisjoint(keys)
+
+    def items(self, key: str) -> Iterator[tuple[int, Any]]:
+        """The valid elements of a list, each with its position in the file."""
+        return zip(self.places[key], getattr(self.scenario, key), strict=True)
+
+    def written_names(self, key: str) -> list[str]:
+        """Names of all elements of a list, as far as they have one, valid or not."""
+        elements = self.document.data.get(key)
+        if not isinstance(elements, list):
+            return []
+        found = [item.get("name") for item in elements if isinstance(item, dict)]
+        return [name for name in found if isinstance(name, str)]
+
+    def problem(self, *path: str | int, why: str) -> Problem:
+        """A problem at `path` of the file."""
+        return problem(self.document, tuple(path), why)
+
+
+def time_grid(parts: Parts) -> Iterator[Problem]:
+    """Epochs are whole ticks, and the run whole epochs."""
+    scenario = parts.scenario
+    if parts.whole("epoch", "tick") and scenario.epoch % scenario.tick:
+        key = "epoch" if "epoch" in parts.document.data else "tick"
+        why = f"epoch ({ms_text(scenario.epoch)}) must be a multiple of tick"
+        yield parts.problem(key, why=f"{why} ({ms_text(scenario.tick)})")
+    if parts.whole("duration", "epoch") and scenario.duration % scenario.epoch:
+        why = f"must be a multiple of epoch ({ms_text(scenario.epoch)})"
+        yield parts.problem("duration", why=why)
+
+
+def names(parts: Parts) -> Iterator[Problem]:
+    """Names are unique, of members of groups too; there are VMs, and not too many."""
+    data = parts.document.data
+    if not data.get("vms") and not data.get("trace"):
+        yield parts.problem("vms", why="is required, unless there is a trace")
+    for key in ("images", "workloads"):
+        yield from _unique(parts, key, ((at, [item.name]) for at, item in parts.items(key)), {})
+    for key, most, taken in (("hosts", HOSTS_MAX, {}), ("vms", VMS_MAX, parts.vm_names)):
+        total = sum(group.count for _, group in parts.items(key))
+        if total > most:
+            yield parts.problem(key, why=f"are {total} in all, more than {most}")
+        else:
+            members = ((at, member_names(group)) for at, group in parts.items(key))
+            yield from _unique(parts, key, members, taken)
+    if parts.trace is not None and parts.trace_vms is not None:
+        for name in parts.trace.names[parts.trace_vms.index]:
+            if name in parts.vm_names:
+                why = f"VM {shown(name)} of the trace is also in {parts.vm_names[name]}"
+                yield parts.problem("trace", why=why)
+            parts.vm_names.setdefault(name, "the trace")
+
+
+def _unique(
+    parts: Parts, key: str, groups: Iterable[tuple[int, list[str]]], taken: dict[str, str]
+) -> Iterator[Problem]:
+    for at, members in groups:
+        twice = next((name for name in members if name in taken), None)
+        if twice is not None:
+            why = f"{shown(twice)} is also the name of {taken[twice]}"
+            yield parts.problem(key, at, "name", why=why)
+        for name in members:
+            taken.setdefault(name, f"{key}[{at}]")
+
+
+def references(parts: Parts) -> Iterator[Problem]:
+    """Images and workloads that VMs name exist."""
+    known = {key: parts.written_names(key) for key in ("images", "workloads")}
+    for path, key, name in _named(parts.document.data):
+        # An unreadable list of images has been reported already.
+        readable = parts.whole(key) or isinstance(parts.document.data.get(key), list)
+        if readable and name not in known[key]:
+            what = f"{key} has none of this name: {closest(name, known[key])}"
+            yield parts.problem(*path, why=f"{what}known: {listed(known[key])}")
+
+
+def _named(data: dict[str, Any]) -> Iterator[tuple[Place, str, str]]:
+    """Where an image or a workload is named, in the file as it is, valid or not."""
+    groups, source = data.get("vms"), data.get("trace")
+    for at, group in enumerate(groups if isinstance(groups, list) else ()):
+        for field_name, key in (("image", "images"), ("workload", "workloads")):
+            if isinstance(group, dict) and isinstance(group.get(field_name), str):
+                yield ("vms", at, field_name), key, group[field_name]
+    for key in ("images", "workloads"):
+        weights = source.get(key) if isinstance(source, dict) else None
+        for name in weights if isinstance(weights, dict) else ():
+            yield ("trace", key, name), key, name
+
+
+def sizes(parts: Parts) -> Iterator[Problem]:
+    """A VM fits into some host, and its guest's boot footprint into the VM."""
+    footprints = {image.name: image.footprint for _, image in parts.items("images")}
+    hosts = [group for _, group in parts.items("hosts")]
+    largest = max((group.memory for group in hosts), default=0)
+    admits = max((group.memory - group.reserve for group in hosts), default=0)
+    for at, group in parts.items("vms"):
+        if footprints.get(group.image, 0) > group.memory:
+            why = f"is less than the boot footprint of {group.image}"
+            why += f", {bytes_text(footprints[group.image])}"
+            yield parts.problem("vms", at, "memory", why=why)
+        if not parts.whole("hosts"):
+            continue
+        if group.memory > largest:
+            why = f"is larger than any host: the largest has {bytes_text(largest)}"
+            yield parts.problem("vms", at, "memory", why=why)
+        elif group.reservation + group.overhead > admits:
+            why = f"reservation and overhead together ({bytes_text(group.reservation)} + "
+            why += f"{bytes_text(group.overhead)}) fit on no host: at most {bytes_text(admits)}"
+            yield parts.problem("vms", at, why=why)
+
+
+def arrivals(parts: Parts) -> Iterator[Problem]:
+    """A group's first VM arrives during the run."""
+    if not parts.whole("duration"):
+        return
+    for at, group in parts.items("vms"):
+        if not isinstance(group.start, str) and group.start >= parts.scenario.duration:
+            why = f"must come before the end of the run ({ms_text(parts.scenario.duration)})"
+            yield parts.problem("vms", at, "start", why=why)
+
+
+def demand(parts: Parts) -> Iterator[Problem]:
+    """VMs of the trace can be run: there are some, and each has usage or a workload to follow."""
+    trace, vms, source = parts.trace, parts.trace_vms, parts.scenario.trace
+    if trace is None or vms is None or source is None:
+        return
+    if source.vms is not None and len(vms.index) < source.vms:
+        why = f"only {len(vms.index)} VMs of the trace run in the simulated time"
+        yield parts.problem("trace", "vms", why=why)
+    elif not len(vms.index):
+        yield parts.problem("trace", why="no VM of it runs in the simulated time: see start")
+    without = vms.index[~(vms.has_active | vms.has_cpu)]
+    if len(without) and source.workloads is None:
+        why = f"{len(without)} VMs of the trace have no usage, such as "
+        why += f"{shown(trace.names[without[0]])}: give workloads for the trace's VMs to follow"
+        yield parts.problem("trace", why=why)
+
+
+def warnings(scenario: Scenario, trace: Trace | None, vms: TraceVms | None) -> list[str]:
+    """What is allowed, but may not mean what the user thinks."""
+    sample = scenario.fidelity.sample
+    found = []
+    for at, group in enumerate(scenario.vms):
+        slots = units.slots(group.memory, sample)
+        if slots < SLOTS_MIN:
+            found.append(f"vms[{at}] ({group.name}): {_too_coarse(slots, group.memory, sample)}")
+        found += _late(at, group, scenario.duration)
+    if trace is None or vms is None or not len(vms.index):
+        return found
+    memory = trace.memory_bytes[vms.index]
+    smallest = int(memory.min())
+    few = sum(units.slots(size, sample) < SLOTS_MIN for size in memory.tolist())
+    if few:
+        slots = units.slots(smallest, sample)
+        found.append(f"trace: {few} VMs, the smallest: {_too_coarse(slots, smallest, sample)}")
+    largest = max(host.memory for host in scenario.hosts)
+    large = np.flatnonzero(memory > largest)
+    if len(large):
+        name = shown(trace.names[vms.index[large[0]]])
+        text = f"trace: {len(large)} VMs are larger than any host ({bytes_text(largest)}) and will"
+        found.append(f"{text} be refused, such as {name}")
+    return found
+
+
+def _too_coarse(slots: int, memory: int, sample: int) -> str:
+    usable = sample
+    while usable > 1 and units.slots(memory, usable) < SLOTS_MIN:
+        usable //= 2
+    return (
+        f"{bytes_text(memory)} are {slots} slots at fidelity.sample {sample}, too few below "
+        f"{SLOTS_MIN}; usable: {usable}"
+    )
+
+
+def _late(at: int, group: VmGroup, duration_ms: int) -> Iterator[str]:
+    if isinstance(group.start, str) or not group.interval:
+        return
+    during = -(-(duration_ms - group.start) // group.interval)
+    if during < group.count:
+        late = group.count - during
+        yield f"vms[{at}] ({group.name}): {late} of {group.count} would arrive after the run's end"

@@ -1,0 +1,237 @@
+"""From a scenario file to a checked scenario with all its inputs, or all that is wrong with it.
+
+A scenario comes from somebody else: it may name files in its own folder and traces in the folder
+that the user points to, and nothing outside them. The digest covers what decides the result (the
+scenario with its defaults, the contents of its files) and no name of any file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from cluster import assumptions, scenario_checks, scenario_events, yaml_input
+from cluster.scenario import Scenario
+from cluster.scenario_checks import Parts
+from cluster.scenario_problems import errors_of, from_validation, problem
+from cluster.trace_vms import TraceVms, choose, running, take
+from cluster.traces import Trace, TraceError, content_digest, load_input
+from cluster.yaml_input import Document, InputError, Problem
+from hostsim.units import FILE
+
+_STAND_IN: dict[str, Any] = {"name": "unknown", "duration": "60 s", "hosts": ({"name": "unknown"},)}
+"""For required keys that are broken, so that the rest can be checked; never part of a message."""
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+_LISTS = ("hosts", "images", "workloads", "vms", "events")
+_CHECKS = (
+    scenario_checks.time_grid,
+    scenario_checks.names,
+    scenario_checks.references,
+    scenario_checks.sizes,
+    scenario_checks.arrivals,
+    scenario_checks.demand,
+    scenario_events.check,
+)
+"""In this order: `names` finds the VMs that events may name."""
+
+
+class ScenarioError(InputError):
+    """A scenario, or a file that it names, is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A scenario that may run."""
+
+    scenario: Scenario
+    trace: Trace | None
+    scenario_yaml: str
+    """As run: the file, with the seed and the images that were used."""
+    digest: str
+    assumptions: dict[str, Any]
+    warnings: tuple[str, ...]
+    trace_vms: TraceVms | None
+    """Exactly where there is a trace: which of its VMs take part, and what was drawn for each."""
+
+
+def load(path: Path, *, data_root: Path | None = None, seed: int | None = None) -> Loaded:
+    """Read and check the scenario at `path`; `seed` replaces the file's.
+
+    data_root: the folder in which `trace.data` names a folder.
+    """
+    try:
+        document = yaml_input.read(path)
+    except InputError as error:
+        raise ScenarioError(error.file, error.problems) from None
+    if not isinstance(document.data, dict):
+        keys = ", ".join(Scenario.model_fields)
+        fault = Problem("", document.line(()), "", f"must be a mapping with some of: {keys}")
+        raise ScenarioError(document.file, [fault])
+    problems = list(_read_images(document, path.parent))
+    if seed is not None:
+        document.data["seed"] = seed
+    parts, found = _validate(document)
+    # A list that could not be read is reported by its reader, not for being no list.
+    problems += [item for item in found if not (problems and item.path == "images")]
+    problems += _read_trace(parts, path.parent, data_root)
+    problems += [item for check in _CHECKS for item in check(parts)]
+    if problems:
+        raise ScenarioError(document.file, sorted(problems, key=_in_file_order))
+    return _loaded(parts, changed=seed is not None or bool(document.included))
+
+
+def _in_file_order(item: Problem) -> tuple[bool, int]:
+    """By line; stable. Those of other files come last."""
+    return item.file is not None, item.line or 0
+
+
+def _loaded(parts: Parts, *, changed: bool) -> Loaded:
+    scenario, trace, vms = parts.scenario, parts.trace, parts.trace_vms
+    stated = parts.document.data
+    assumed = assumptions.of_scenario(scenario, stated)
+    if trace is not None and vms is not None:
+        assumed |= assumptions.of_trace(scenario, trace, vms)
+    as_written = parts.document.text
+    text = yaml.safe_dump(stated, sort_keys=False, width=100) if changed else as_written
+    warned = scenario_checks.warnings(scenario, trace, vms)
+    digest = digest_of(scenario, trace)
+    return Loaded(scenario, trace, text, digest, assumed, tuple(warned), vms)
+
+
+def digest_of(scenario: Scenario, trace: Trace | None) -> str:
+    """SHA-256 of everything that decides the result."""
+    values = scenario.model_dump(mode="json", exclude={"trace": {"path", "data"}})
+    content = None if trace is None else content_digest(trace)
+    text = json.dumps({"scenario": values, "trace": content}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _tuples(data: Any) -> Any:
+    """Lists as tuples: strict models take nothing else."""
+    if isinstance(data, dict):
+        return {key: _tuples(value) for key, value in data.items()}
+    return tuple(map(_tuples, data)) if isinstance(data, list) else data
+
+
+def _model(data: Any) -> Scenario:
+    # Strict: no "5" for 5, no true for 1.
+    return Scenario.model_validate(_tuples(data), strict=True, context={FILE: True})
+
+
+def _validate(document: Document) -> tuple[Parts, list[Problem]]:
+    """The scenario, or its valid part and what is wrong with the rest."""
+    data = document.data
+    try:
+        scenario = _model(data)
+    except ValidationError as error:
+        broken = {_element(found["loc"]) for found in errors_of(error, data)}
+        keys = {str(place[0]) for place in broken}
+        kept: dict[str, Any] = {key: value for key, value in data.items() if key not in keys}
+        places = {key: list(range(len(kept.get(key, ())))) for key in _LISTS}
+        for key in _LISTS:
+            if key in keys and (key,) not in broken:
+                places[key] = [at for at in range(len(data[key])) if (key, at) not in broken]
+                kept[key] = [data[key][at] for at in places[key]]
+        missing = {key: value for key, value in _STAND_IN.items() if not kept.get(key)}
+        scenario = _model(kept | missing)
+        if "hosts" in missing:
+            scenario = scenario.model_copy(update={"hosts": ()})
+        parts = Parts(document, scenario, places, keys)
+        return parts, from_validation(error, Scenario, document)
+    places = {key: list(range(len(getattr(scenario, key)))) for key in _LISTS}
+    return Parts(document, scenario, places, set()), []
+
+
+def _element(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The smallest thing that is left out when what lies at `loc` is invalid."""
+    in_list = loc[0] in _LISTS and len(loc) > 1 and isinstance(loc[1], int)
+    return loc[:2] if in_list else loc[:1]
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The file `name` in `folder`, or ValueError if it leads out of it."""
+    pure = PurePosixPath(name)
+    if not name.isprintable() or not name or pure.is_absolute() or ".." in pure.parts:
+        raise ValueError("must be the name of a file in the scenario's folder")
+    target, root = folder / name, folder.resolve()
+    try:
+        entries = [target, *target.rglob("*")] if target.is_dir() else [target]
+        leads_out = any(not entry.resolve().is_relative_to(root) for entry in entries)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"cannot be read: {error}") from None
+    if leads_out:
+        raise ValueError("must not lead out of the scenario's folder by a link")
+    return target
+
+
+def _read_images(document: Document, folder: Path) -> Iterator[Problem]:
+    """Where `images` names a file, take its list."""
+    name = document.data.get("images")
+    if not isinstance(name, str):
+        return
+    try:
+        other = yaml_input.read(_inside(folder, name))
+    except ValueError as error:
+        yield problem(document, ("images",), str(error))
+    except InputError as error:
+        for found in error.problems:
+            if found.line is None:  # of the file as a whole: shown where it is named
+                yield problem(document, ("images",), found.message)
+            else:
+                yield Problem(found.path, found.line, found.value, found.message, error.file)
+    else:
+        if isinstance(other.data, dict) and isinstance(other.data.get("images"), list):
+            document.include("images", other)
+            for key in sorted(other.data.keys() - {"images"}):
+                line = other.line((key,))
+                yield Problem(key, line, "", "unknown key: allowed here: images", other.file)
+        else:
+            yield Problem("images", other.line(("images",)), "", "must be a list", other.file)
+
+
+def _read_trace(parts: Parts, folder: Path, data_root: Path | None) -> Iterator[Problem]:
+    """Load the trace into `parts`."""
+    given = parts.document.data.get("trace")
+    sources = [
+        (key, given[key])
+        for key in ("path", "data")
+        if isinstance(given, dict) and isinstance(given.get(key), str)
+    ]
+    if len(sources) != 1:
+        return
+    key, name = sources[0]
+    try:
+        trace = load_input(_trace_path(key, name, folder, data_root))
+    except (ValueError, TraceError) as error:
+        yield parts.problem("trace", key, why=_trace_reason(error))
+        parts.broken.add("trace")
+        return
+    source = parts.scenario.trace
+    if source is not None and parts.whole("duration", "seed"):
+        parts.trace = trace
+        seed = parts.scenario.seed
+        found = running(parts.trace, source.start, parts.scenario.duration)
+        found = choose(parts.trace, found, source.vms, seed)
+        parts.trace_vms = take(parts.trace, source, seed, found)
+
+
+def _trace_path(key: str, name: str, folder: Path, data_root: Path | None) -> Path:
+    if key == "path":
+        return _inside(folder, name)
+    if not _FOLDER_NAME.fullmatch(name):
+        raise ValueError("must be the name of one folder in the folder of trace data")
+    if data_root is None:
+        raise ValueError("the folder of trace data is not known: none was given")
+    return data_root / name
+
+
+def _trace_reason(error: ValueError | TraceError) -> str:
+    return f"{error.path.name}: {error.message}" if isinstance(error, TraceError) else str(error)

@@ -1,0 +1,183 @@
+"""PURE: who should have how much memory [P 5, 6.2]: shares, reservation, limit, the idle tax.
+
+Repeated min-funding revocation, which takes from the client that pays least per page, ends where
+the adjusted price S / (P (f + k (1 - f))) is equal for all. With active memory A = f P held fixed,
+that is linear: P = (lambda S + (k - 1) A) / k, one lambda for all, clamped to each VM's bounds.
+So the equilibrium is solved directly instead of revoking page by page. All amounts are in slots
+unless named otherwise. Nothing here writes host state.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hostsim.jit import i64, kernel, small
+from hostsim.state import Array
+
+_BISECTIONS = 128
+"""Halvings of lambda: enough to tell any two sums of slots apart in float64."""
+
+SLOW, FAST = 1.0 / 7.0, 0.6
+"""Variance of the slow and fast averages in terms of one sample's: a / (2 - a) for gain a."""
+
+
+@small
+def tax_factor(tax: float) -> float:
+    """k = 1 / (1 - tau): how much more an idle page costs than an active one [P 5.2]."""
+    return 1.0 / (1.0 - tax)
+
+
+@small
+def _entitlement(level: float, shares: float, active: float, k: float) -> float:
+    return (level * shares + (k - 1.0) * active) / k
+
+
+@kernel
+def divide(
+    total: int, k: float, shares: Array, active: Array, low: Array, cap: Array, target: Array
+) -> None:
+    """Targets of n VMs that share `total` slots.
+
+    shares (n,) int64; active (n,) float64; low, cap (n,) int64 bounds, low <= cap; target (n,)
+    int64, out. Where all caps fit, everybody gets the cap; where not even the lows fit, the low. A
+    VM without shares gets its low. Slots that rounding leaves over go one each to unbounded VMs in
+    order: the lower id first.
+    """
+    n = shares.size
+    sum_cap = 0
+    sum_low = 0
+    for i in range(n):
+        target[i] = low[i] if shares[i] == 0 else cap[i]
+        sum_cap += target[i]
+        sum_low += low[i]
+    if sum_cap <= total:
+        return
+    if sum_low >= total:
+        for i in range(n):
+            target[i] = low[i]
+        return
+    # lambda where the sum of clamped entitlements meets the total; the sum rises with lambda.
+    below, above = -1.0, 1.0
+    for i in range(n):
+        if shares[i] > 0:
+            above = max(above, k * (cap[i] + 1.0) / shares[i])
+            below = min(below, -(k - 1.0) * active[i] / shares[i] - 1.0)
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (below + above)
+        total_at = 0.0
+        for i in range(n):
+            if shares[i] == 0:
+                total_at += low[i]
+            else:
+                want = _entitlement(middle, shares[i], active[i], k)
+                total_at += min(max(want, np.float64(low[i])), np.float64(cap[i]))
+        if total_at > total:
+            above = middle
+        else:
+            below = middle
+    _whole_slots(total, k, shares, active, low, cap, below, target)
+
+
+@small
+def _is_between(want: float, shares: int, low: int, cap: int) -> bool:
+    return shares > 0 and low < want < cap
+
+
+@kernel
+def _whole_slots(
+    total: int,
+    k: float,
+    shares: Array,
+    active: Array,
+    low: Array,
+    cap: Array,
+    level: float,
+    target: Array,
+) -> None:
+    """Fix the VMs that `level` puts at a bound, solve the others exactly, deal out what is left."""
+    n = shares.size
+    rest = np.float64(total)
+    shares_between = 0.0
+    active_between = 0.0
+    for i in range(n):
+        want = _entitlement(level, shares[i], active[i], k)
+        if _is_between(want, shares[i], low[i], cap[i]):
+            shares_between += shares[i]
+            active_between += active[i]
+        else:
+            target[i] = cap[i] if shares[i] > 0 and want >= cap[i] else low[i]
+            rest -= target[i]
+    if shares_between == 0.0:
+        return
+    exact = (k * rest - (k - 1.0) * active_between) / shares_between
+    left = total
+    for i in range(n):
+        want = _entitlement(level, shares[i], active[i], k)
+        if _is_between(want, shares[i], low[i], cap[i]):
+            whole = i64(np.floor(_entitlement(exact, shares[i], active[i], k)))
+            target[i] = min(max(whole, low[i]), cap[i])
+        left -= target[i]
+    for i in range(n):
+        want = _entitlement(level, shares[i], active[i], k)
+        if left > 0 and _is_between(want, shares[i], low[i], cap[i]) and target[i] < cap[i]:
+            target[i] += 1
+            left -= 1
+
+
+@small
+def claim_of(limit: int, touched: int, grown: int, size: int, by_touch: bool) -> int:
+    """What a VM counts for when memory is divided.
+
+    Its limit; or what it has touched, plus headroom until the next balance: twice what it grew by
+    since the last one, at least 1/64 of its size.
+    """
+    if not by_touch:
+        return limit
+    return min(limit, touched + max(2 * grown, size // 64, 1))
+
+
+@small
+def deadband(alloc: int, active: float, k: float, samples: int, sigmas: int) -> int:
+    """Slots by which sampling noise alone moves a target: `sigmas` standard errors.
+
+    The error of the estimate f of n samples is sqrt(FAST f (1 - f) / n); a slot of active memory
+    moves the target by at most (k - 1) / k. f is taken with one touched and one idle page added, so
+    that f = 0 or 1 does not claim to be exact.
+    """
+    if alloc <= 0 or sigmas == 0:
+        return 0
+    f = (active / alloc * samples + 1.0) / (samples + 2.0)
+    error = np.sqrt(FAST * f * (1.0 - f) / samples)
+    return i64(sigmas * error * alloc * (k - 1.0) / k)
+
+
+@small
+def balloon_target(size: int, target: int, reservation: int, swapped: int, maximum: int) -> int:
+    """Pages the balloon should hold so that the guest lives in its target.
+
+    The reservation is guest memory that the VM may use at any time, so a balloon never takes it,
+    even while the VM has touched less.
+    """
+    return min(max(size - max(target, reservation) - swapped, 0), maximum)
+
+
+def refuse_power_on(
+    *,
+    memory: int,
+    reserved: int,
+    swap_space: int,
+    swap_reserved: int,
+    size: int,
+    reservation: int,
+    overhead: int,
+) -> str | None:
+    """Admission control [P 6.2], in unscaled bytes: the reason to refuse a VM, or None.
+
+    memory: machine memory less the hypervisor's reserve. reserved: sum of reservation + overhead of
+    the VMs that are on; swap_reserved: sum of their size - reservation.
+    """
+    if reserved + reservation + overhead > memory:
+        return "memory-reservation"
+    if swap_reserved + size - reservation > swap_space:
+        return "swap-space"
+    return None

@@ -1,0 +1,115 @@
+"""What a guest image's pages hold, laid out slot by slot.
+
+An image says which part of its pages has which use and content class. Here that becomes a pattern
+of PATTERN slots per section (kernel, rest of the footprint, growth), spread so evenly that every
+stretch of it has each class within about one slot of its part: under miniature simulation a class
+gets the floor or the ceiling of its pages, equal in every VM of the image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hostsim.config import ContentTable, GuestImage
+from hostsim.state import (
+    ANON,
+    CACHE,
+    DUPLICATE,
+    FREE,
+    IN_FOOTPRINT,
+    IN_GROWTH,
+    IN_KERNEL,
+    KERNEL,
+    N_CLASSES,
+    PATTERN,
+    Array,
+)
+
+_USES = {"kernel": KERNEL, "cache": CACHE, "anon": ANON, "free": FREE}
+_CLASSES = ("zero", "image", "application", "duplicate", "unique")
+
+
+@dataclass(frozen=True)
+class Composition:
+    """The layout of one guest image.
+
+    kinds (3, PATTERN) int64, ranks (3, PATTERN) int64, class_counts (3, 5) int64: see HostState.
+    kernel_permille: unmovable part of the footprint.
+    """
+
+    kinds: Array
+    ranks: Array
+    class_counts: Array
+    kernel_permille: int
+    copies_permille: int
+
+
+def _entries(table: ContentTable, uses: tuple[str, ...]) -> list[tuple[int, int]]:
+    """(kind, weight) of the non-empty entries of some uses of a table."""
+    return [
+        (_USES[use] * 8 + content, weight)
+        for use in uses
+        for content, name in enumerate(_CLASSES)
+        if (weight := getattr(getattr(table, use), name)) > 0
+    ]
+
+
+def _spread(entries: list[tuple[int, int]]) -> Array:
+    """(PATTERN,) kinds: at each slot the entry that is furthest behind its part (ties: first)."""
+    if not entries:
+        return np.full(PATTERN, FREE * 8 + _CLASSES.index("unique"), np.int64)
+    kinds = np.array([kind for kind, _ in entries], np.int64)
+    weights = np.array([weight for _, weight in entries], np.int64)
+    total = weights.sum()
+    given = np.zeros_like(weights)
+    pattern = np.zeros(PATTERN, np.int64)
+    for slot in range(PATTERN):
+        entry = int(np.argmax(weights * (slot + 1) - given * total))
+        given[entry] += 1
+        pattern[slot] = kinds[entry]
+    return pattern
+
+
+def compose(image: GuestImage) -> Composition:
+    """Lay out an image: a function of the image alone, so equal on every host."""
+    kinds = np.zeros((3, PATTERN), np.int64)
+    kinds[IN_KERNEL] = _spread(_entries(image.content, ("kernel",)))
+    kinds[IN_FOOTPRINT] = _spread(_entries(image.content, ("cache", "anon", "free")))
+    kinds[IN_GROWTH] = _spread(_entries(image.growth, ("cache", "anon", "free")))
+    ranks = np.zeros_like(kinds)
+    class_counts = np.zeros((3, N_CLASSES), np.int64)
+    for section in range(3):
+        for content in range(N_CLASSES):
+            is_class = kinds[section] % 8 == content
+            ranks[section, is_class] = np.arange(is_class.sum())
+            class_counts[section, content] = is_class.sum()
+    kernel_permille = sum(image.content.kernel.model_dump().values())
+    return Composition(kinds, ranks, class_counts, kernel_permille, round(image.copies * 1000))
+
+
+def class_slots(composition: Composition, section: int, n_slots: int) -> Array:
+    """(5,) int64: slots of each content class among the first `n_slots` of a section."""
+    whole, rest = divmod(n_slots, PATTERN)
+    counts: Array = composition.class_counts[section] * whole
+    tail = composition.kinds[section, :rest] % 8
+    return counts + np.bincount(tail, minlength=N_CLASSES)
+
+
+def class_base(composition: Composition, kernel: int, footprint: int) -> Array:
+    """(3, 5) int64: slots of each class in the sections before each one."""
+    base = np.zeros((3, N_CLASSES), np.int64)
+    base[IN_FOOTPRINT] = class_slots(composition, IN_KERNEL, kernel)
+    base[IN_GROWTH] = base[IN_FOOTPRINT] + class_slots(
+        composition, IN_FOOTPRINT, footprint - kernel
+    )
+    return base
+
+
+def range_lengths(composition: Composition, kernel: int, footprint: int, size: int) -> Array:
+    """(5,) int64: distinct contents that a VM of `size` slots can hold of each class."""
+    counts = class_base(composition, kernel, footprint)[IN_GROWTH]
+    counts = counts + class_slots(composition, IN_GROWTH, size - footprint)
+    counts[DUPLICATE] = -(-counts[DUPLICATE] * 1000 // composition.copies_permille) + 1
+    return counts

@@ -1,0 +1,113 @@
+"""Which contents a host's VMs can hold: ranges of host-local indexes, one per family and salt.
+
+A host keeps dense counts only over contents that its own VMs can hold. A range is allotted when
+the first VM that needs it powers on, grows when a larger VM comes, and ends with its last user.
+Growing or ending moves other ranges: every content word of the host is then renumbered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hostsim.state import APPLICATION, DUPLICATE, IMAGE, INDEX, STALE, UNIQUE, Array, HostState
+
+ZERO_RANGE, IMAGE_RANGE, APPLICATION_RANGE, DUPLICATE_RANGE = range(4)
+
+
+class Key(NamedTuple):
+    """Names a range across hosts: its kind, the family's (or VM's) id, the salt group."""
+
+    kind: int
+    family: int
+    salt: int
+
+
+class Range(NamedTuple):
+    """Where a range lies on this host."""
+
+    base: int
+    length: int
+    users: int
+
+
+Ranges = dict[Key, Range]
+"""In order of base."""
+
+
+def keys_of(row: Any) -> tuple[Key, Key, Key, Key]:
+    """The ranges that a VM (its VM row) draws from: zero, image, application, duplicates."""
+    salt = int(row.salt)
+    return (
+        Key(ZERO_RANGE, 0, salt),
+        Key(IMAGE_RANGE, int(row.image_family), salt),
+        Key(APPLICATION_RANGE, int(row.app_family), salt),
+        Key(DUPLICATE_RANGE, int(row.vm), salt),
+    )
+
+
+def lengths_of(class_lengths: Array) -> tuple[int, int, int, int]:
+    """Lengths of those ranges, from distinct contents per class, (5,) int64."""
+    image, application, duplicate = class_lengths[[IMAGE, APPLICATION, DUPLICATE]].tolist()
+    return 1, image, application, duplicate
+
+
+def acquire(ranges: Ranges, wanted: dict[Key, int]) -> Ranges:
+    """The ranges with one more user of each wanted one, at least as long as it asks."""
+    longer = {key: (old.length, old.users) for key, old in ranges.items()}
+    for key, length in wanted.items():
+        old_length, users = longer.get(key, (0, 0))
+        longer[key] = (max(old_length, length), users + 1)
+    return _placed(longer)
+
+
+def release(ranges: Ranges, unwanted: Sequence[Key]) -> Ranges:
+    """The ranges with one user less of each; those without users are gone."""
+    fewer = {key: (old.length, old.users - (key in unwanted)) for key, old in ranges.items()}
+    return _placed({key: at for key, at in fewer.items() if at[1] > 0})
+
+
+def _placed(lengths: dict[Key, tuple[int, int]]) -> Ranges:
+    ranges: Ranges = {}
+    base = 0
+    for key, (length, users) in lengths.items():
+        ranges[key] = Range(base, length, users)
+        base += length
+    return ranges
+
+
+def move(st: HostState, old: Ranges, new: Ranges) -> HostState:
+    """The host's arrays with every content index moved from the old ranges to the new ones."""
+    n_new = sum(at.length for at in new.values())
+    refs, hints = np.zeros(n_new, np.int64), np.full(n_new, -1, np.int64)
+    shift = np.zeros(len(st.refs) + 1, np.int64)
+    for key, at in old.items():
+        to = new.get(key)
+        if to is None:
+            continue
+        shift[at.base : at.base + at.length] = to.base - at.base
+        refs[to.base : to.base + at.length] = st.refs[at.base : at.base + at.length]
+        hints[to.base : to.base + at.length] = st.hints[at.base : at.base + at.length]
+    if shift.any():
+        common = np.flatnonzero(st.content & UNIQUE == 0)
+        words = st.content[common].astype(np.int64)
+        index = words & INDEX
+        st.content[common] = ((index + shift[index]) | (words & STALE)).astype(np.uint32)
+    entries = st.stale_page >= 0
+    stale_at = st.stale_at[entries]
+    moved = replace(st, refs=refs, hints=hints)
+    return _rehashed(moved, st.stale_page[entries], stale_at + shift[stale_at], n_new)
+
+
+def _rehashed(st: HostState, pages: Array, contents: Array, n_contents: int) -> HostState:
+    """A table of stale hints that is never more than half full: a content has at most one hint."""
+    from hostsim.share import stale_put
+
+    size = 1 << max(3, (2 * n_contents + 1).bit_length())
+    st = replace(st, stale_page=np.full(size, -1, np.int64), stale_at=np.full(size, -1, np.int64))
+    for page, content in zip(pages.tolist(), contents.tolist(), strict=True):
+        stale_put(st, page, content)
+    return st

@@ -1,0 +1,268 @@
+"""Host: one simulated ESX host. The façade that everyone else uses.
+
+Powers VMs on and off, runs steps, measures. It owns the arrays (`state`), the content ranges and
+what admission control has promised; all behaviour is in the modules that it calls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from hostsim import allocate, contents, measure, tick
+from hostsim.composition import Composition, class_base, compose, range_lengths
+from hostsim.config import GuestImage, HostConfig
+from hostsim.contents import Ranges
+from hostsim.fault import leave_memory
+from hostsim.guest import reset as reset_guest
+from hostsim.jit import entry
+from hostsim.load import fill_host, fill_vm, program_slots
+from hostsim.spec import VmSpec
+from hostsim.state import (
+    RESIDENT,
+    SHARED,
+    UNTOUCHED,
+    VM,
+    Array,
+    HostState,
+    count_vms,
+    empty,
+    state_of,
+)
+from hostsim.units import HostId, VmId, slots
+
+_ROWS = 8
+"""Rows of a new host; doubled when they run out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What admission control set aside for a VM, in bytes."""
+
+    size: int
+    reservation: int
+    overhead: int
+
+
+@dataclass
+class Host:
+    """One host. `state` is replaced, never shared, when VMs come and go."""
+
+    host: HostId
+    config: HostConfig
+    seed: int
+    sample: int
+    tick_ms: int
+    state: HostState = field(init=False)
+    ranges: Ranges = field(init=False, default_factory=dict)
+    images: list[GuestImage] = field(init=False, default_factory=list)
+    promises: dict[VmId, Promise] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.state = empty(_ROWS, self.config.sampling.pages)
+        fill_host(self.state.host[0], self.config, self.host, self.seed, self.sample, self.tick_ms)
+
+    # Powering on and off
+
+    def why_refused(self, vm: VmSpec) -> str | None:
+        """Admission control: the reason to refuse `vm`, or None."""
+        promises = self.promises.values()
+        return allocate.refuse_power_on(
+            memory=self.config.memory - self.config.reserve,
+            reserved=sum(p.reservation + p.overhead for p in promises),
+            swap_space=self.config.swap_space_bytes,
+            swap_reserved=sum(p.size - p.reservation for p in promises),
+            size=vm.config.memory,
+            reservation=vm.config.reservation,
+            overhead=vm.config.overhead,
+        )
+
+    def power_on(self, vm: VmSpec) -> None:
+        """Start a VM; it boots once its overhead memory is free.
+
+        Raises ValueError when admission control refuses it or when it is on already.
+        """
+        if vm.vm in self.promises:
+            raise ValueError(f"VM {vm.vm} is already on host {self.host}")
+        reason = self.why_refused(vm)
+        if reason is not None:
+            raise ValueError(f"host {self.host} refuses VM {vm.vm}: {reason}")
+        config = vm.config
+        self.promises[vm.vm] = Promise(config.memory, config.reservation, config.overhead)
+        v = self._free_row()
+        pattern, composition = self._pattern(vm.image)
+        row = self.state.vms[v]
+        fill_vm(row, vm, composition, self.state.host[0])
+        row.pattern = pattern
+        row.salt = vm.vm + 1 if self.config.sharing.salting == "vm" else 0
+        row.image_family, row.app_family = vm.image_range, vm.application_range
+        if vm.application_range == 0:  # no group: its application contents are the image's own
+            row.app_family = -1 - vm.image_range
+        kernel_slots, footprint = int(row.kernel), int(row.footprint)
+        self.state.class_base[v] = class_base(composition, kernel_slots, footprint)
+        lengths = range_lengths(composition, kernel_slots, footprint, int(row.size_slots))
+        self._append(v, vm)
+        keys = contents.keys_of(row)
+        wanted = dict(zip(keys, contents.lengths_of(lengths), strict=True))
+        self._change_ranges(contents.acquire(self.ranges, wanted))
+        self.state.content[row.base_slot : row.base_slot + row.size_slots] = row.zero
+        self._reorder()
+
+    def power_off(self, vm: VmId) -> None:
+        """Stop a VM: its frames, swap slots and overhead are free at once."""
+        v = self._row(vm)
+        row = self.state.vms[v]
+        free_vm(self.state, v)
+        self.state.host[0].free += row.overhead
+        self.state.host[0].overhead -= row.overhead
+        base, size = int(row.base_slot), int(row.size_slots)
+        first, length = int(row.program), int(row.program_len)
+        keys = contents.keys_of(row)
+        self.state.vms[v] = np.zeros(1, VM)[0]
+        self.state.vms["vm"][v] = -1
+        self.state.lost[v] = 0
+        cut = np.s_[base : base + size]
+        self.state = replace(
+            self.state,
+            page=np.delete(self.state.page, cut),
+            content=np.delete(self.state.content, cut),
+            programs=np.delete(self.state.programs, np.s_[first : first + length]),
+        )
+        vms = self.state.vms
+        vms["base_slot"][vms["base_slot"] > base] -= size
+        vms["program"][vms["program"] > first] -= length
+        del self.promises[vm]
+        self._change_ranges(contents.release(self.ranges, keys))
+        self._reorder()
+
+    def reset(self, vm: VmId) -> None:
+        """Guest reset: the guest boots again in the memory that it has."""
+        reset_guest(self.state, self._row(vm))
+
+    def set_vm(
+        self,
+        vm: VmId,
+        *,
+        reservation: int | None = None,
+        limit: int | None = None,
+        shares: int | None = None,
+    ) -> None:
+        """Change the allocation parameters of a running VM; bytes, and a number of shares.
+
+        Raises ValueError when the new reservation is not admitted or exceeds the limit.
+        """
+        v = self._row(vm)
+        row, promise = self.state.vms[v], self.promises[vm]
+        if reservation is not None:
+            more = sum(p.reservation + p.overhead for p in self.promises.values())
+            more += reservation - promise.reservation
+            if more > self.config.memory - self.config.reserve:
+                raise ValueError(f"host {self.host} refuses VM {vm}: memory-reservation")
+            self.promises[vm] = Promise(promise.size, reservation, promise.overhead)
+            row.reservation = min(slots(reservation, self.sample), row.size_slots)
+        if limit is not None:
+            row.limit = min(slots(limit, self.sample), row.size_slots)
+        if row.reservation > row.limit:
+            raise ValueError(f"reservation of VM {vm} exceeds its limit")
+        if shares is not None:
+            row.shares = shares
+        self.state.host[0].rebalance = 1
+
+    # Running
+
+    def advance(self, duration_ms: int) -> Array:
+        """Run `duration_ms`, a multiple of the tick. Returns the level changes in it.
+
+        (n, 4) int64: time in ms, level before, level after, free slots that decided.
+        """
+        n_steps = duration_ms // self.tick_ms
+        changes = np.zeros((n_steps, 4), np.int64)
+        n_changes = tick.advance(self.state, n_steps, changes)
+        return changes[:n_changes]
+
+    def measure(self) -> tuple[measure.Rows, measure.Rows]:
+        """Rows of this host and its VMs since the last measurement; see `measure.measure`."""
+        return measure.measure(self.state, self.zero_pages())
+
+    def zero_pages(self) -> list[int]:
+        """Content indexes of the zero pages, one per salt group."""
+        return [at.base for key, at in self.ranges.items() if key.kind == contents.ZERO_RANGE]
+
+    def vm_ids(self) -> list[VmId]:
+        """Ids of the VMs that are on, ascending."""
+        n = count_vms(self.state)
+        return [VmId(int(vm)) for vm in self.state.vms["vm"][self.state.order[:n]]]
+
+    # Arrays
+
+    def _row(self, vm: VmId) -> int:
+        rows = np.flatnonzero(self.state.vms["vm"] == vm)
+        if len(rows) == 0:
+            raise ValueError(f"VM {vm} is not on host {self.host}")
+        return int(rows[0])
+
+    def _free_row(self) -> int:
+        free = np.flatnonzero(self.state.vms["vm"] == -1)
+        if len(free):
+            return int(free[0])
+        st, n = self.state, len(self.state.vms)
+        more = empty(n, st.sampled.shape[1])
+        per_row = ("vms", "order", "lost", "sampled", "class_base")
+        grown = {name: np.concatenate([getattr(st, name), getattr(more, name)]) for name in per_row}
+        grown["scratch"] = np.concatenate([st.scratch, more.scratch], axis=1)
+        grown["active"] = np.concatenate([st.active, more.active])
+        self.state = replace(st, **grown)
+        return n
+
+    def _pattern(self, image: GuestImage) -> tuple[int, Composition]:
+        """Index of the image's pattern in the state, laid out when it is first seen."""
+        composition = compose(image)
+        if image not in self.images:
+            self.images.append(image)
+            st = self.state
+            self.state = replace(
+                st,
+                kinds=np.concatenate([st.kinds, composition.kinds[None]]),
+                ranks=np.concatenate([st.ranks, composition.ranks[None]]),
+                class_counts=np.concatenate([st.class_counts, composition.class_counts[None]]),
+            )
+        return self.images.index(image), composition
+
+    def _append(self, v: int, vm: VmSpec) -> None:
+        st = self.state
+        row, n = st.vms[v], int(st.vms[v].size_slots)
+        row.base_slot, row.program = len(st.page), len(st.programs)
+        row.program_len = len(vm.program)
+        programs = np.concatenate([st.programs, program_slots(vm.program, self.sample)])
+        self.state = replace(
+            st,
+            page=np.concatenate([st.page, np.zeros(n, np.uint8)]),
+            content=np.concatenate([st.content, np.zeros(n, np.uint32)]),
+            programs=programs,
+        )
+
+    def _change_ranges(self, ranges: Ranges) -> None:
+        self.state = contents.move(self.state, self.ranges, ranges)
+        self.ranges = ranges
+        for v in np.flatnonzero(self.state.vms["vm"] >= 0):
+            row = self.state.vms[v]
+            row.zero, row.image_base, row.app_base, row.dup_base = (
+                ranges[key].base for key in contents.keys_of(row)
+            )
+
+    def _reorder(self) -> None:
+        st = self.state
+        on = np.flatnonzero(st.vms["vm"] >= 0)
+        st.order[:] = -1
+        st.order[: len(on)] = on[np.argsort(st.vms["vm"][on])]
+        st.host[0].rebalance = 1
+
+
+@entry
+def free_vm(st: HostState, v: int) -> None:
+    """Give back every frame of a VM."""
+    for ppn in range(st.vms[v].size_slots):
+        state = state_of(st, st.vms[v].base_slot + ppn)
+        if state == RESIDENT or state == SHARED:
+            leave_memory(st, v, ppn, UNTOUCHED)

@@ -1,0 +1,160 @@
+"""The truths of the memory manager: one named assertion each, over the arrays of one host.
+
+Each function recounts from pages what the state keeps as a number. `check` runs all of them; tests
+do so after every step, a run after every epoch when asked to.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hostsim.state import (
+    ACCESSED,
+    ANON,
+    BALLOONED,
+    CACHE,
+    FREE,
+    HINT,
+    INDEX,
+    PPN_BITS,
+    RESIDENT,
+    SHARED,
+    STALE,
+    STATE,
+    STATES,
+    SWAPPED,
+    UNIQUE,
+    UNTOUCHED,
+    USE_SHIFT,
+    Array,
+    HostState,
+    count_vms,
+)
+
+
+class BrokenInvariantError(AssertionError):
+    """A truth of the memory manager does not hold: the run must end."""
+
+
+def _require(holds: bool, name: str, numbers: str) -> None:
+    if not holds:
+        raise BrokenInvariantError(f"{name}: {numbers}")
+
+
+def _pages_of(st: HostState, v: int) -> tuple[Array, Array]:
+    """State bytes and content words of a VM, (size,) int64 each."""
+    cut = slice(st.vms[v].base_slot, st.vms[v].base_slot + st.vms[v].size_slots)
+    return st.page[cut].astype(np.int64), st.content[cut].astype(np.int64)
+
+
+def page_states_are_exclusive(st: HostState, v: int) -> None:
+    """Each counter of a VM is its number of pages in that state, and they sum to its size."""
+    pages, _ = _pages_of(st, v)
+    counted = np.bincount(pages & STATE, minlength=len(STATES))
+    kept = [int(st.vms[v][name]) for name in STATES]
+    _require(counted.tolist() == kept, "page states", f"VM row {v}: {counted} counted, {kept} kept")
+
+
+def balloon_is_accounted(st: HostState, v: int) -> None:
+    """`backed` counts the ballooned pages that gave the host something; a balloon has a driver."""
+    pages, _ = _pages_of(st, v)
+    ballooned = pages & STATE == BALLOONED
+    backed = int((ballooned & (pages & ACCESSED != 0)).sum())
+    vm = st.vms[v]
+    _require(backed == vm.backed, "balloon", f"VM row {v}: {backed} backed, {vm.backed} kept")
+
+
+def swap_space_holds(st: HostState, v: int) -> None:
+    """A VM's swapped pages fit its swap space, size - reservation at the time of paging out."""
+    vm = st.vms[v]
+    _require(
+        vm.swapped <= vm.size_slots, "swap space", f"VM row {v}: {vm.swapped} of {vm.size_slots}"
+    )
+
+
+def guest_use_is_accounted(st: HostState, v: int) -> None:
+    """The guest's own counts of free, cache, anonymous and paged-out pages are right."""
+    pages, _ = _pages_of(st, v)
+    state, use = pages & STATE, pages >> USE_SHIFT
+    inside = (state == RESIDENT) | (state == SHARED) | (state == SWAPPED)
+    free = (state != BALLOONED) & ((state == UNTOUCHED) | (use == FREE))
+    outside_anon = ~inside & (use == ANON)
+    counted = [
+        int(free.sum()),
+        int((inside & (use == CACHE)).sum()),
+        int((inside & (use == ANON)).sum()),
+        int(outside_anon.sum()),
+    ]
+    kept = [int(st.vms[v][name]) for name in ("guest_free", "cache", "anon", "guest_swapped")]
+    _require(counted == kept, "guest use", f"VM row {v}: {counted} counted, {kept} kept")
+
+
+def references_are_conserved(st: HostState) -> None:
+    """References of each content are the pages in state SHARED that hold it; none is unique."""
+    refs = np.zeros_like(st.refs)
+    for v in st.order[: count_vms(st)]:
+        pages, words = _pages_of(st, v)
+        shared = words[pages & STATE == SHARED]
+        _require(not (shared & (UNIQUE | STALE)).any(), "references", f"VM row {v}: not common")
+        refs += np.bincount(shared & INDEX, minlength=len(refs))
+    bad = np.flatnonzero(refs != st.refs)
+    _require(
+        len(bad) == 0,
+        "references",
+        f"content {bad[:3]}: {refs[bad[:3]]} pages, {st.refs[bad[:3]]} references",
+    )
+    distinct = int((refs > 0).sum())
+    kept = st.host[0].distinct
+    _require(distinct == kept, "distinct shared frames", f"{distinct} counted, {kept} kept")
+
+
+def frames_are_conserved(st: HostState) -> None:
+    """Private frames + shared frames + overheads + free = machine memory; free is not negative."""
+    host = st.host[0]
+    rows = st.order[: count_vms(st)]
+    used = int(st.vms["resident"][rows].sum()) + int(host.distinct) + int(host.overhead)
+    overhead = int(st.vms["overhead"][rows].sum())
+    _require(overhead == host.overhead, "overheads", f"{overhead} of VMs, {host.overhead} kept")
+    _require(
+        used + host.free == host.machine and host.free >= 0,
+        "frames",
+        f"{used} used + {host.free} free != {host.machine}",
+    )
+
+
+def hints_are_owned(st: HostState) -> None:
+    """Each hint belongs to one RESIDENT page that says so, and holds its content unless stale."""
+    owned = 0
+    expected = np.full_like(st.hints, -1)
+    stale = st.stale_page >= 0
+    stale_of = dict(zip(st.stale_page[stale].tolist(), st.stale_at[stale].tolist(), strict=True))
+    for v in st.order[: count_vms(st)].tolist():
+        pages, words = _pages_of(st, v)
+        hinting = np.flatnonzero(pages & HINT)
+        _require(
+            bool((pages[hinting] & STATE == RESIDENT).all()), "hints", f"VM row {v}: not resident"
+        )
+        owned += len(hinting)
+        for ppn in hinting.tolist():
+            key = v << PPN_BITS | ppn
+            if words[ppn] & STALE and key in stale_of:
+                expected[stale_of.pop(key)] = key
+            elif not words[ppn] & (STALE | UNIQUE):
+                expected[words[ppn] & INDEX] = key
+    _require(not stale_of, "stale hints", f"{len(stale_of)} without a page that owns them")
+    bad = np.flatnonzero(expected != st.hints)
+    _require(len(bad) == 0, "hints", f"content {bad[:3]}: {st.hints[bad[:3]]}, {expected[bad[:3]]}")
+    kept = st.host[0].hint_frames
+    _require(owned == kept, "hint frames", f"{owned} counted, {kept} kept")
+
+
+def check(st: HostState) -> None:
+    """Every truth; raises BrokenInvariantError with its name and the numbers."""
+    for v in st.order[: count_vms(st)].tolist():
+        page_states_are_exclusive(st, v)
+        balloon_is_accounted(st, v)
+        swap_space_holds(st, v)
+        guest_use_is_accounted(st, v)
+    references_are_conserved(st)
+    frames_are_conserved(st)
+    hints_are_owned(st)

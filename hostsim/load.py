@@ -1,0 +1,99 @@
+"""Configuration -> rows of state: the one place that divides by the sampling factor k.
+
+Memory and rates are divided by k; times, latencies, shares and sample counts are not. Rates become
+slots a second x 1000, so that a step's due is whole millionths and no fraction is ever lost.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hostsim import allocate, reclaim
+from hostsim.composition import Composition
+from hostsim.config import HostConfig
+from hostsim.program import KEEP
+from hostsim.program import Rows as ProgramRows
+from hostsim.spec import VmSpec
+from hostsim.state import DRIVER_ABSENT, DRIVER_PRESENT, HIGH, Array
+from hostsim.units import PAGE_SIZE, HostId, slots
+
+MILLI = 1000
+
+
+def rate_milli(pages_per_s: int, sample: int) -> int:
+    """Pages a second -> slots a second x 1000."""
+    return pages_per_s * MILLI // sample
+
+
+def fill_host(
+    row: Any, config: HostConfig, host: HostId, seed: int, sample: int, tick_ms: int
+) -> None:
+    """Flatten a host's configuration into its HOST row."""
+    row.host, row.seed, row.sample, row.dt_ms = host, seed, sample, tick_ms
+    row.machine = slots(config.memory - config.reserve, sample)
+    row.free = row.machine
+    row.level, row.rebalance, row.level_free = HIGH, 1, row.machine
+    for name, value in reclaim.thresholds(config.reclaim, config.memory, sample)._asdict().items():
+        row[name] = value
+    sharing = config.sharing
+    row.sharing = sharing.enabled
+    row.scan_rate_vm = rate_milli(sharing.scan_pages_per_s_vm, sample)
+    row.scan_rate_total = rate_milli(sharing.scan_pages_per_s_total, sample)
+    row.scan_time_ms = sharing.scan_time or 0
+    balloon = config.balloon
+    row.balloon_poll_ms = balloon.poll
+    row.inflate_rate = balloon.inflate * MILLI // (PAGE_SIZE * sample)
+    row.deflate_rate = balloon.deflate * MILLI // (PAGE_SIZE * sample)
+    row.balloon_max_permille = balloon.maximum
+    row.balance_ms = config.allocation.balance_period
+    row.claim_touched = config.allocation.claim == "touched"
+    row.deadband_sigmas = config.allocation.deadband_sigmas
+    row.tax_k = allocate.tax_factor(config.allocation.idle_tax / 1000)
+    row.sample_pages, row.sample_ms = config.sampling.pages, config.sampling.period
+    row.swap_latency_ns = config.swap.latency
+    row.swap_iops = rate_milli(config.swap.iops, sample)
+    row.cpus, row.cow_ns, row.scan_ns = config.cpus, config.costs.cow, config.costs.scan
+
+
+def fill_vm(row: Any, spec: VmSpec, composition: Composition, host: Any) -> None:
+    """Flatten a VM into its VM row: everything but where its slots and contents lie."""
+    config, image, k = spec.config, spec.image, int(host.sample)
+    row.vm, row.vcpus, row.shares = spec.vm, config.vcpus, config.share_count
+    row.size_slots = max(slots(config.memory, k), 1)
+    row.reservation = min(slots(config.reservation, k), row.size_slots)
+    row.limit = min(
+        slots(config.memory if config.limit is None else config.limit, k), row.size_slots
+    )
+    row.overhead_due = slots(config.overhead, k)
+    row.sharing = config.sharing and host.sharing == 1
+    row.driver = DRIVER_PRESENT if config.balloon == "present" else DRIVER_ABSENT
+    if config.balloon == "present":
+        row.balloon_max = row.size_slots * host.balloon_max_permille // 1000
+    row.untouched = row.guest_free = row.size_slots
+    row.target = row.limit
+    row.free_cursor = row.size_slots - 1
+    guest_swap = config.memory - config.reservation
+    row.guest_swap = slots(guest_swap if config.guest_swap is None else config.guest_swap, k)
+    row.windows = image.os == "windows"
+    row.copies_permille = composition.copies_permille
+    row.footprint = max(min(slots(image.footprint, k), row.size_slots), 1)
+    row.kernel = row.footprint * composition.kernel_permille // 1000
+    row.boot_ms = image.boot
+    row.boot_end_ns = image.boot * 1_000_000
+    row.disk_latency_ns, row.disk_iops = image.disk.latency, rate_milli(image.disk.iops, k)
+    row.vm_clock, row.repeat = spec.vm_clock, spec.repeat
+    row.start_ms, row.offset_ms = host.now_ms, spec.offset_ms
+    row.span = 1
+
+
+def program_slots(rows: ProgramRows, sample: int) -> Array:
+    """A program in slots: amounts rounded to nearest, at least one slot of an active set."""
+    scaled = rows.copy()
+    for name in ("memory_pages", "active_pages"):
+        pages = rows[name]
+        nearest = (2 * pages + sample) // (2 * sample)
+        scaled[name] = np.where(pages == KEEP, KEEP, np.where(pages > 0, np.maximum(nearest, 1), 0))
+    scaled["growth_pages_per_s"] = rows["growth_pages_per_s"] * MILLI // sample
+    return scaled

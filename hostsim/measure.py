@@ -1,0 +1,181 @@
+"""What a host reports of itself: one row of numbers per host and per VM, in unscaled pages.
+
+Reading a measurement ends a measuring interval: counters and time accounts start again at zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hostsim import sample
+from hostsim.jit import entry
+from hostsim.state import Array, HostState, alloc_of, count_vms, shared_saved
+
+CAUSES = (
+    "swap_in",
+    "guest_paging",
+    "cow",
+    "scan",
+    "blocked",
+    "migration",
+    "cpu",
+    "decompress",
+)
+"""Why a VM lost time (design section 5), in the order of every array of causes."""
+
+LEVELS = ("high", "soft", "hard", "low")
+"""Reclamation states [P 6.3], in the order of every array of levels."""
+
+HOST_ROW = np.dtype(
+    [
+        ("epoch", np.int64),
+        ("host", np.int64),
+        ("vms", np.int64),
+        # Memory at the end of the epoch, in pages (design section 4, accounting).
+        ("configured_pages", np.int64),
+        ("allocated_pages", np.int64),
+        ("consumed_pages", np.int64),
+        ("active_pages", np.int64),
+        ("shared_pages", np.int64),
+        ("shared_saved_pages", np.int64),
+        ("zero_saved_pages", np.int64),
+        ("ballooned_pages", np.int64),
+        ("swapped_pages", np.int64),
+        ("compressed_pages", np.int64),
+        ("untouched_pages", np.int64),
+        ("overhead_pages", np.int64),
+        ("free_pages", np.int64),
+        # Time in each reclamation state during the epoch, in milliseconds.
+        ("high_ms", np.int64),
+        ("soft_ms", np.int64),
+        ("hard_ms", np.int64),
+        ("low_ms", np.int64),
+        # CPU demand of the VMs over the epoch, in permille of the host's capacity.
+        ("cpu_demand_permille", np.int64),
+        # Events during the epoch, in pages.
+        ("zero_fills", np.int64),
+        ("scanned_pages", np.int64),
+        ("shares_made", np.int64),
+        ("stale_hints", np.int64),
+        ("cow_breaks", np.int64),
+        ("inflated_pages", np.int64),
+        ("deflated_pages", np.int64),
+        ("swap_out_pages", np.int64),
+        ("swap_in_pages", np.int64),
+        ("double_paging_pages", np.int64),
+        ("guest_paging_pages", np.int64),
+        ("stalled_touches", np.int64),
+    ]
+)
+"""One row per epoch and host."""
+
+VM_ROW = np.dtype(
+    [
+        ("epoch", np.int64),
+        ("host", np.int64),
+        ("vm", np.int64),
+        # During the epoch: powered-on time and time lost, in nanoseconds; touches done.
+        ("on_ns", np.int64),
+        ("lost_ns", np.int64, (len(CAUSES),)),
+        ("touches", np.int64),
+        ("work_left_ns", np.int64),
+        # At its end, in pages.
+        ("target_pages", np.int64),
+        ("allocated_pages", np.int64),
+        ("consumed_pages", np.int64),
+        ("active_pages", np.int64),
+        ("shared_pages", np.int64),
+        ("ballooned_pages", np.int64),
+        ("swapped_pages", np.int64),
+        ("untouched_pages", np.int64),
+        ("guest_swapped_pages", np.int64),
+    ]
+)
+"""One row per epoch and VM that was powered on in it."""
+
+Rows = npt.NDArray[Any]
+
+_EVENTS = {
+    "zero_fills": "zero_fills",
+    "scanned_pages": "scanned",
+    "shares_made": "shares_made",
+    "stale_hints": "stale_hints",
+    "cow_breaks": "cow_breaks",
+    "inflated_pages": "inflated",
+    "deflated_pages": "deflated",
+    "swap_out_pages": "swap_outs",
+    "swap_in_pages": "swap_ins",
+    "double_paging_pages": "double_pagings",
+    "stalled_touches": "stalled_touches",
+}
+"""Columns of HOST_ROW that are counters of the state, and their names there."""
+
+
+@entry
+def active_slots(st: HostState, active: Array) -> None:
+    """Estimated active memory of each VM in id order; active (n,) int64, out."""
+    for i in range(count_vms(st)):
+        v = st.order[i]
+        active[i] = np.floor(sample.active_fraction(st, v) * alloc_of(st, v))
+
+
+def measure(st: HostState, zeros: list[int]) -> tuple[Rows, Rows]:
+    """A (1,) HOST_ROW and an (n_vms,) VM_ROW in id order; epoch is left 0.
+
+    zeros: content indexes of the zero pages of all salt groups.
+    """
+    n = count_vms(st)
+    rows = st.order[:n]
+    active = np.zeros(n, np.int64)
+    active_slots(st, active)
+    host, vms = np.zeros(1, HOST_ROW), np.zeros(n, VM_ROW)
+    h, of = st.host[0], st.vms[rows]
+    distinct, saved = int(h["distinct"]), int(shared_saved(st))
+    sharers = max(int(of["shared"].sum()), 1)
+    for name in ("ballooned", "swapped", "untouched", "shared"):
+        vms[f"{name}_pages"] = of[name]
+        host[f"{name}_pages"] = of[name].sum()
+    vms["vm"], vms["host"], host["host"], host["vms"] = of["vm"], h["host"], h["host"], n
+    vms["on_ns"], vms["touches"], vms["work_left_ns"] = of["on_ns"], of["touches"], of["backlog_ns"]
+    vms["lost_ns"] = st.lost[rows]
+    vms["target_pages"], vms["guest_swapped_pages"] = of["target"], of["guest_swapped"]
+    vms["allocated_pages"] = of["resident"] + of["shared"]
+    vms["consumed_pages"] = of["resident"] + of["shared"] * distinct // sharers
+    vms["active_pages"] = active
+    host["configured_pages"] = of["size_slots"].sum()
+    host["allocated_pages"] = vms["allocated_pages"].sum()
+    host["consumed_pages"] = of["resident"].sum() + distinct
+    host["active_pages"] = active.sum()
+    host["shared_saved_pages"] = saved
+    host["zero_saved_pages"] = sum(max(int(st.refs[zero]) - 1, 0) for zero in zeros)
+    host["overhead_pages"], host["free_pages"] = h["overhead"], h["free"]
+    for name, counter in _EVENTS.items():
+        host[name] = h[counter]
+    host["guest_paging_pages"] = h["guest_page_ins"] + h["guest_page_outs"]
+    for column in host.dtype.names or ():
+        if column.endswith("_pages") or column in _EVENTS:
+            host[column] *= h["sample"]
+    for column in vms.dtype.names or ():
+        if column.endswith("_pages") or column == "touches":
+            vms[column] *= h["sample"]
+    elapsed_ms = int(st.level_ms.sum())
+    host["cpu_demand_permille"] = h["cpu_demand_ms"] // max(h["cpus"] * elapsed_ms, 1)
+    for level, name in enumerate(LEVELS):
+        host[f"{name}_ms"] = st.level_ms[level]
+    _start_again(st)
+    return host, vms
+
+
+def _start_again(st: HostState) -> None:
+    """Begin a new measuring interval."""
+    for counter in (*_EVENTS.values(), "guest_page_ins", "guest_page_outs", "cpu_demand_ms"):
+        st.host[counter] = 0
+    for counter in ("cow_reuses", "pops", "shared_before_swap", "guest_refusals"):
+        st.host[counter] = 0
+    st.level_ms[:] = 0
+    st.lost[:] = 0
+    st.vms["on_ns"] = 0
+    st.vms["touches"] = 0

@@ -1,0 +1,99 @@
+"""Statistical sampling of active memory [P 5.3].
+
+At a period's start n pages are drawn from the VM's memory and their mappings dropped (here: the
+accessed bits cleared); at its end the fraction touched since is one sample. A sampled page that is
+not in memory counts as not touched. Periods count the VM's own time: a VM that does not run is not
+sampled. The estimate is the maximum of a slow and a fast moving average and of the fast one updated
+with the running period, so that it rises within seconds and falls slowly.
+"""
+
+from __future__ import annotations
+
+from hostsim import rng
+from hostsim.jit import i64, kernel
+from hostsim.state import ACCESSED, RESIDENT, SHARED, STATE, HostState, alloc_of, count_vms
+
+SLOW_GAIN = 0.25
+FAST_GAIN = 0.75
+"""Gains of the averages, derived from the curves of [FIG 6]: the paper does not state them."""
+
+LOOKS = 32
+"""Random pages looked at for one sample, before the next page upwards that is in memory."""
+
+
+@kernel
+def touched_samples(st: HostState, v: int) -> int:
+    """Samples of the running period that were touched and are in memory."""
+    vm = st.vms[v]
+    touched = 0
+    for i in range(vm.samples):
+        byte = i64(st.page[vm.base_slot + st.sampled[v, i]])
+        state = byte & STATE
+        in_memory = state == RESIDENT or state == SHARED
+        touched += in_memory and byte & ACCESSED != 0
+    return touched
+
+
+@kernel
+def active_fraction(st: HostState, v: int) -> float:
+    """The estimate f: maximum of slow, fast and current average. 1 before the first full period."""
+    vm = st.vms[v]
+    if vm.periods == 0:
+        return 1.0
+    fraction = max(vm.slow, vm.fast)
+    if vm.samples > 0:
+        now = touched_samples(st, v) / vm.samples
+        fraction = max(fraction, vm.fast + FAST_GAIN * (now - vm.fast))
+    return fraction
+
+
+@kernel
+def _finish_period(st: HostState, v: int) -> None:
+    """The period's fraction enters both averages; the first one starts them."""
+    vm = st.vms[v]
+    if vm.samples == 0:
+        return
+    fraction = touched_samples(st, v) / vm.samples
+    if vm.periods == 0:
+        vm.slow = fraction
+        vm.fast = fraction
+    else:
+        vm.slow += SLOW_GAIN * (fraction - vm.slow)
+        vm.fast += FAST_GAIN * (fraction - vm.fast)
+    vm.periods += 1
+
+
+@kernel
+def _draw(st: HostState, v: int) -> None:
+    """Start a period: draw the sample, with replacement, uniformly from the pages in memory."""
+    vm = st.vms[v]
+    key = rng.stream(st.host[0].seed, rng.SAMPLE, vm.vm, st.host[0].tick)
+    vm.samples = st.host[0].sample_pages if alloc_of(st, v) > 0 else 0
+    for i in range(vm.samples):
+        ppn = 0
+        found = False
+        for look in range(LOOKS):
+            ppn = rng.below(key, i * LOOKS + look, vm.size_slots)
+            state = i64(st.page[vm.base_slot + ppn]) & STATE
+            found = state == RESIDENT or state == SHARED
+            if found:
+                break
+        while not found:
+            ppn = ppn + 1 if ppn + 1 < vm.size_slots else 0
+            state = i64(st.page[vm.base_slot + ppn]) & STATE
+            found = state == RESIDENT or state == SHARED
+        st.sampled[v, i] = ppn
+        st.page[vm.base_slot + ppn] = i64(st.page[vm.base_slot + ppn]) & ~ACCESSED
+
+
+@kernel
+def run(st: HostState) -> None:
+    """Turn the page for every VM whose sampling period has ended."""
+    period_ns = st.host[0].sample_ms * 1_000_000
+    for i in range(count_vms(st)):
+        v = st.order[i]
+        vm = st.vms[v]
+        if vm.clock_ns - vm.period_start_ns >= period_ns:
+            _finish_period(st, v)
+            _draw(st, v)
+            vm.period_start_ns = vm.clock_ns - (vm.clock_ns - vm.period_start_ns) % period_ns

@@ -1,0 +1,77 @@
+"""Host swap [P 3.3]: random victims, shared before they are swapped, within the device's budget.
+
+Victims are drawn uniformly from the pages whose loss frees a frame: RESIDENT, and SHARED with one
+reference. Before a page is written it is tried for sharing [P 4.3]; a miss leaves no hint. Which
+VMs are paged, and how much, is decided by the pipeline and `reclaim`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hostsim import fault, rng, share
+from hostsim.jit import i64, kernel, small
+from hostsim.state import INDEX, RESIDENT, SHARED, SWAPPED, HostState, state_of
+
+LOOKS = 64
+"""Random pages looked at for one victim, before the next one upwards."""
+
+
+@small
+def is_victim(st: HostState, slot: int) -> bool:
+    """Whether swapping this page would free a frame."""
+    state = state_of(st, slot)
+    if state == SHARED:
+        return st.refs[i64(st.content[slot]) & INDEX] == 1
+    return state == RESIDENT
+
+
+@kernel
+def find_victim(st: HostState, v: int, key: np.uint64, draw: int) -> int:
+    """A random victim, or -1 when no page of the VM would free a frame."""
+    vm = st.vms[v]
+    ppn = 0
+    for look in range(LOOKS):
+        ppn = rng.below(key, draw * LOOKS + look, vm.size_slots)
+        if is_victim(st, vm.base_slot + ppn):
+            return ppn
+    for _ in range(vm.size_slots):
+        ppn = ppn + 1 if ppn + 1 < vm.size_slots else 0
+        if is_victim(st, vm.base_slot + ppn):
+            return ppn
+    return -1
+
+
+@kernel
+def page_out(st: HostState, v: int, ppn: int) -> None:
+    """Share the victim if an equal frame is indexed, otherwise write it to swap."""
+    host = st.host[0]
+    if state_of(st, st.vms[v].base_slot + ppn) == RESIDENT:
+        host.stale_hints += share.drop_hint(st, v, ppn)
+        if st.vms[v].sharing == 1 and share.match(st, v, ppn, 0) == 1:
+            host.shared_before_swap += 1
+            return
+    fault.leave_memory(st, v, ppn, SWAPPED)
+    host.swap_outs += 1
+    host.swap_io_left -= 1
+
+
+@kernel
+def page_out_vm(st: HostState, v: int, n: int, free_goal: int) -> int:
+    """Take up to `n` victims of one VM until `free_goal` slots are free. Returns how many.
+
+    Ends early when the device's budget or the VM's swap space (size - reservation) is used up.
+    """
+    host = st.host[0]
+    vm = st.vms[v]
+    key = rng.stream(host.seed, rng.SWAP, vm.vm, host.tick)
+    done = 0
+    while done < n and host.free < free_goal and host.swap_io_left > 0:
+        if vm.swapped >= vm.size_slots - vm.reservation:
+            break
+        ppn = find_victim(st, v, key, done)
+        if ppn < 0:
+            break
+        page_out(st, v, ppn)
+        done += 1
+    return done

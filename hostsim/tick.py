@@ -1,0 +1,238 @@
+"""The pipeline of a host: one step, top to bottom. The ifs are here; mechanisms only do as told."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hostsim import allocate, balloon, reclaim, sample, share, swap, workload
+from hostsim.jit import entry, i64, kernel
+from hostsim.state import (
+    HARD,
+    HIGH,
+    MILLIONTHS,
+    SOFT,
+    Array,
+    HostState,
+    alloc_of,
+    count_vms,
+    due,
+    refill,
+    shared_saved,
+)
+
+NS_PER_MS = 1_000_000
+BOOT_CPU_PERMILLE = 1000
+"""A booting guest keeps one core busy."""
+
+
+@entry
+def step(st: HostState) -> None:
+    """One step of `dt_ms`, in the order in which the paper's parts depend on each other."""
+    host = st.host[0]
+    first = i64(0)
+    if count_vms(st) > 0:
+        first = host.tick % count_vms(st)  # nobody is always first at the free list
+    host.now_ms += host.dt_ms
+    refill_devices(st)
+    charge_overheads(st)
+    level_changed = update_level(st)
+    if level_changed or host.rebalance == 1 or due(st, host.balance_ms) > 0:
+        retarget(st)
+    balloon.run(st, first)
+    if host.level >= SOFT:
+        page_out(st)
+    block(st)
+    run_guests(st, first)
+    if host.sharing == 1:
+        share.scan(st, first)
+    sample.run(st)
+    host.tick += 1
+
+
+@entry
+def advance(st: HostState, n_steps: int, changes: Array) -> int:
+    """Run `n_steps` steps. Returns how many level changes were written to `changes`.
+
+    changes: (n_steps, 4) int64, out: time in ms, level before, level after, free slots.
+    """
+    n_changes = 0
+    for _ in range(n_steps):
+        before = st.host[0].level
+        step(st)
+        if st.host[0].level != before:
+            changes[n_changes, 0] = st.host[0].now_ms
+            changes[n_changes, 1] = before
+            changes[n_changes, 2] = st.host[0].level
+            changes[n_changes, 3] = st.host[0].level_free
+            n_changes += 1
+    return n_changes
+
+
+@kernel
+def refill_devices(st: HostState) -> None:
+    """A step's worth of operations for the swap device and for every guest's disk."""
+    host = st.host[0]
+    host.swap_io_carry = refill(host.swap_io_carry, host.swap_iops, host.dt_ms)
+    host.swap_io_left = host.swap_io_carry // MILLIONTHS
+    for i in range(count_vms(st)):
+        vm = st.vms[st.order[i]]
+        vm.disk_io_carry = refill(vm.disk_io_carry, vm.disk_iops, host.dt_ms)
+        vm.disk_io_left = vm.disk_io_carry // MILLIONTHS
+
+
+@kernel
+def charge_overheads(st: HostState) -> None:
+    """A VM starts once its overhead memory is in place: it waits where no memory is free."""
+    host = st.host[0]
+    for i in range(count_vms(st)):
+        vm = st.vms[st.order[i]]
+        if vm.overhead_due > 0:
+            taken = min(vm.overhead_due, host.free)
+            vm.overhead_due -= taken
+            vm.overhead += taken
+            host.overhead += taken
+            host.free -= taken
+
+
+@kernel
+def update_level(st: HostState) -> bool:
+    """The reclamation state of this step; True when it changed."""
+    host = st.host[0]
+    before = host.level
+    down = (host.down_soft, host.down_hard, host.down_low)
+    up = (host.up_high, host.up_soft, host.up_hard)
+    host.level = reclaim.next_level(before, host.free, down, up)
+    host.level_free = host.free
+    st.level_ms[host.level] += host.dt_ms
+    return host.level != before
+
+
+@kernel
+def machine_to_divide(st: HostState) -> int:
+    """M: what the allocator divides. Overheads still to be charged are counted as taken."""
+    host = st.host[0]
+    overheads = host.overhead
+    for i in range(count_vms(st)):
+        overheads += st.vms[st.order[i]].overhead_due
+    return host.machine - overheads - host.high + shared_saved(st)
+
+
+@kernel
+def retarget(st: HostState) -> None:
+    """Recompute every VM's target and what its balloon should hold."""
+    host = st.host[0]
+    host.rebalance = 0
+    n = count_vms(st)
+    shares, low, claim = st.scratch[0, :n], st.scratch[1, :n], st.scratch[2, :n]
+    touched, target, active = st.scratch[3, :n], st.scratch[4, :n], st.active[:n]
+    claimed = np.int64(0)
+    for i in range(n):
+        v = st.order[i]
+        vm = st.vms[v]
+        alloc = alloc_of(st, v)
+        active[i] = sample.active_fraction(st, v) * alloc
+        touched[i] = alloc + vm.backed + vm.swapped
+        grown = max(touched[i] - vm.touched_before, 0)
+        vm.touched_before = touched[i]
+        by_touch = host.claim_touched == 1
+        claim[i] = allocate.claim_of(vm.limit, touched[i], grown, vm.size_slots, by_touch)
+        floor = vm.reservation if vm.shares == 0 else min(vm.reservation, alloc)
+        shares[i], low[i] = vm.shares, min(floor, claim[i])
+        claimed += claim[i]
+    total = machine_to_divide(st)
+    allocate.divide(total, host.tax_k, shares, active, low, claim, target)
+    for i in range(n):
+        v = st.order[i]
+        st.vms[v].target = target[i] if claimed > total else st.vms[v].limit
+        aim_balloon(st, v, touched[i], active[i])
+
+
+@kernel
+def aim_balloon(st: HostState, v: int, touched: int, active: float) -> None:
+    """Set one VM's balloon target.
+
+    With `configured` claims it follows the target. With `touched` claims a VM within its target
+    keeps its untouched memory, and sampling noise alone moves no balloon while memory is HIGH.
+    """
+    host = st.host[0]
+    vm = st.vms[v]
+    wanted = allocate.balloon_target(
+        vm.size_slots, vm.target, vm.reservation, vm.swapped, vm.balloon_max
+    )
+    if host.claim_touched == 1:
+        alloc = alloc_of(st, v)
+        sigmas = host.deadband_sigmas
+        band = allocate.deadband(alloc, active, host.tax_k, host.sample_pages, sigmas)
+        if vm.target >= touched:
+            wanted = 0
+        elif host.level == HIGH and abs(wanted - vm.balloon_target) <= band:
+            wanted = vm.balloon_target
+    vm.balloon_target = wanted
+
+
+@kernel
+def page_out(st: HostState) -> None:
+    """Page out of the VMs above their target, by excess (ties: lower id), until free is high."""
+    host = st.host[0]
+    n = count_vms(st)
+    if n == 0:
+        return
+    excess = st.scratch[0, :n]
+    for i in range(n):
+        v = st.order[i]
+        excess[i] = 0
+        if reclaim.may_page(host.level, balloon.can_balloon(st, v)):
+            excess[i] = max(alloc_of(st, v) - st.vms[v].target, 0)
+            if host.level >= HARD:
+                excess[i] = max(excess[i] - st.vms[v].gave, 0)
+    while host.free < host.high and host.swap_io_left > 0:
+        i = i64(np.argmax(excess))
+        if excess[i] == 0:
+            break
+        swap.page_out_vm(st, st.order[i], excess[i], host.high)
+        excess[i] = 0
+
+
+@kernel
+def block(st: HostState) -> None:
+    """LOW stops every VM above its target; a VM whose overhead is not in place cannot run."""
+    blocks = reclaim.blocks(st.host[0].level)
+    for i in range(count_vms(st)):
+        v = st.order[i]
+        vm = st.vms[v]
+        above = blocks and alloc_of(st, v) > vm.target
+        vm.blocked = 1 if above or vm.overhead_due > 0 else 0
+
+
+@kernel
+def run_guests(st: HostState, first: int) -> None:
+    """CPU contention, then every guest's step, in id order from position `first`."""
+    host = st.host[0]
+    n = count_vms(st)
+    dt_ns = host.dt_ms * NS_PER_MS
+    demand = i64(0)
+    for i in range(n):
+        demand += cpu_demand(st, st.order[i])
+    host.cpu_demand_ms += demand * host.dt_ms
+    scanning = host.scanned_last_step * host.sample * host.scan_ns * 1000 // dt_ns
+    over = max(demand + scanning - host.cpus * 1000, 0)
+    over_by_scan = min(over, scanning)
+    for i in range(n):
+        v = st.order[(first + i) % n]
+        vm = st.vms[v]
+        cpu_lost = i64(0)
+        scan_lost = i64(0)
+        if over > 0 and demand > 0:
+            busy_ns = cpu_demand(st, v) * dt_ns // (vm.vcpus * 1000)
+            cpu_lost = busy_ns * (over - over_by_scan) // max(demand, over)
+            scan_lost = busy_ns * over_by_scan // max(demand, over)
+        workload.run(st, v, cpu_lost, scan_lost)
+
+
+@kernel
+def cpu_demand(st: HostState, v: int) -> int:
+    """What a VM would use now, in permille of a core."""
+    vm = st.vms[v]
+    if vm.booted == 0:
+        return BOOT_CPU_PERMILLE
+    return st.programs[workload.select_row(st, v)].cpu_permille * vm.vcpus
