@@ -29,7 +29,9 @@ Positive = Field(gt=0)
 class FrozenModel(BaseModel):
     """Immutable, strict about keys: an unknown key is an error, never ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Sharing(FrozenModel):
@@ -152,7 +154,8 @@ class HostConfig(FrozenModel):
     def _profile_defaults(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        profile = PROFILES.get(data.get("profile", "vsphere"))
+        name = data.get("profile", "vsphere")
+        profile = PROFILES.get(name) if isinstance(name, str) else None
         return data if profile is None else _merged(profile, data)
 
     @field_validator("swap", mode="before")

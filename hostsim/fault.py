@@ -23,7 +23,7 @@ from hostsim.state import (
     set_state,
 )
 
-NO_FRAME, NO_IO, NO_GUEST_MEMORY = -1, -2, -3
+NO_FRAME, NO_IO, NO_GUEST_MEMORY = map(i64, (-1, -2, -3))
 """Why a touch stalls: no free frame; the swap device is busy; the guest can give up no page."""
 
 

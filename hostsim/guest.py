@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from hostsim import fault, rng
-from hostsim.jit import entry, i64, kernel, small
+from hostsim.jit import i64, kernel, small
 from hostsim.state import (
     ACCESSED,
     ANON,
@@ -149,19 +149,26 @@ def _find_use(st: HostState, v: int, use: int, key: np.uint64) -> int:
 
 
 @kernel
-def _find_idle_anon(st: HostState, v: int, key: np.uint64) -> int:
-    """A random anonymous page outside the active window, or -1 after LOOKS tries."""
+def _find_idle(st: HostState, v: int, key: np.uint64) -> int:
+    """A random page in guest memory outside the active window, or -1 when LOOKS tries find none.
+
+    The first clean cache page seen, otherwise the first anonymous one.
+    """
     vm = st.vms[v]
-    span = vm.span
-    idle = span - vm.active
+    idle = vm.span - vm.active
     if idle <= 0:
         return -1
+    anon = i64(-1)
     for look in range(LOOKS):
         offset = vm.window + vm.active + rng.below(key, LOOKS + look, idle)
-        ppn = vm.kernel + offset % span
-        if _holds(st, vm.base_slot + ppn, ANON):
-            return ppn
-    return -1
+        ppn = vm.kernel + offset % vm.span
+        slot = vm.base_slot + ppn
+        if in_guest_memory(state_of(st, slot)):
+            if use_of(st, slot) == CACHE:
+                return ppn
+            if use_of(st, slot) == ANON and anon < 0:
+                anon = ppn
+    return anon
 
 
 @kernel
@@ -211,12 +218,31 @@ def _page_out(st: HostState, v: int, ppn: int) -> int:
 
 
 @kernel
+def choose_victim(st: HostState, v: int) -> int:
+    """The page that the guest can best do without, or -1 when all it has is unmovable.
+
+    Clean cache, then anonymous pages, outside the active window; then cache, then anonymous pages
+    inside it. (Cache before all anonymous pages would be simpler, and wrong: a guest with idle
+    anonymous memory then re-reads its active cache for ever.)
+    """
+    vm = st.vms[v]
+    key = rng.stream(st.host[0].seed, rng.GUEST, vm.vm, vm.gifts)
+    vm.gifts += 1
+    ppn = _find_idle(st, v, key)
+    if ppn < 0 and vm.cache > 0:
+        ppn = _find_use(st, v, CACHE, key)
+    if ppn < 0 and vm.anon > 0:
+        ppn = _find_use(st, v, ANON, key)
+    return ppn
+
+
+@kernel
 def give_page(st: HostState, v: int) -> int:
     """The guest gives its balloon one page. Returns the cost in ns of one page, or why not.
 
-    Free pages first, whether the host ever backed them or not; then clean cache; then anonymous
-    pages outside the active window, then inside, paged out to the guest's own disk. A guest whose
-    swap space is full refuses.
+    Free pages first, whether the host ever backed them or not; then its own choice, dropped if it
+    is clean cache and paged out to the guest's disk if it is anonymous. A guest whose swap space is
+    full refuses.
     """
     vm = st.vms[v]
     if vm.guest_free > 0:
@@ -224,24 +250,18 @@ def give_page(st: HostState, v: int) -> int:
         vm.guest_free -= 1
         pin(st, v, ppn)
         return 0
-    key = rng.stream(st.host[0].seed, rng.GUEST, vm.vm, vm.gifts)
-    vm.gifts += 1
-    if vm.cache > 0:
-        ppn = _find_use(st, v, CACHE, key)
-        vm.cache -= 1
-        pin(st, v, ppn)
-        return 0
-    if vm.anon <= 0:
+    ppn = choose_victim(st, v)
+    if ppn < 0:
         st.host[0].guest_refusals += 1
         return fault.NO_GUEST_MEMORY
-    ppn = _find_idle_anon(st, v, key)
-    if ppn < 0:
-        ppn = _find_use(st, v, ANON, key)
-    cost = _page_out(st, v, ppn)
-    if cost < 0:
-        st.host[0].guest_refusals += 1
-        return cost
-    vm.anon -= 1
+    use = use_of(st, vm.base_slot + ppn)
+    cost = i64(0)
+    if use == ANON:
+        cost = _page_out(st, v, ppn)
+        if cost < 0:
+            st.host[0].guest_refusals += 1
+            return cost
+    count_use(st, v, use, -1)
     pin(st, v, ppn)
     return cost
 
@@ -362,7 +382,7 @@ def free_page(st: HostState, v: int, ppn: int) -> int:
     return scrub(st, v, ppn) if vm.windows == 1 else 0
 
 
-@entry
+@kernel
 def reset(st: HostState, v: int) -> None:
     """The guest restarts in the memory that it has: all pages free to it, the balloon forgotten."""
     vm = st.vms[v]

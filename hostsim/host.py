@@ -16,7 +16,7 @@ from hostsim.config import GuestImage, HostConfig
 from hostsim.contents import Ranges
 from hostsim.fault import leave_memory
 from hostsim.guest import reset as reset_guest
-from hostsim.jit import entry
+from hostsim.jit import kernel
 from hostsim.load import fill_host, fill_vm, program_slots
 from hostsim.spec import VmSpec
 from hostsim.state import (
@@ -259,7 +259,7 @@ class Host:
         st.host[0].rebalance = 1
 
 
-@entry
+@kernel
 def free_vm(st: HostState, v: int) -> None:
     """Give back every frame of a VM."""
     for ppn in range(st.vms[v].size_slots):

@@ -50,20 +50,13 @@ slower. A division by zero is a bug that tests find in uncompiled runs, not wort
 
 
 def kernel(function: Function) -> Function:
-    """Compile for calls from other kernels: no wrapper for Python, which doubles compile time."""
-    bare = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return cast(Function, _njit(cache=True, **bare, **_OPTIONS)(function))
-
-
-def entry(function: Function) -> Function:
-    """As `kernel`, callable from Python: compiled on first call, or loaded from the cache."""
+    """Compile on first call, or load from the cache."""
     return cast(Function, _njit(cache=True, no_cfunc_wrapper=True, **_OPTIONS)(function))
 
 
 def small(function: Function) -> Function:
     """As `kernel`, for one-liners: always inlined by LLVM, never cached on their own."""
-    bare = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return cast(Function, _njit(forceinline=True, **bare, **_OPTIONS)(function))
+    return cast(Function, _njit(forceinline=True, no_cfunc_wrapper=True, **_OPTIONS)(function))
 
 
 def is_warm() -> bool:
@@ -120,7 +113,7 @@ def _unbox_arrays(typ: Any, obj: Any, c: Any) -> Any:
 class _ArraysFields(templates.AttributeTemplate):
     key = Arrays
 
-    def generic_resolve(self, typ: Arrays, attr: str) -> Any:
+    def generic_resolve(self, typ: Any, attr: str) -> Any:  # type: ignore[override]
         return typ.fields.get(attr)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hostsim import sample
-from hostsim.jit import entry
+from hostsim.jit import kernel
 from hostsim.state import Array, HostState, alloc_of, count_vms, shared_saved
 
 CAUSES = (
@@ -114,7 +114,7 @@ _EVENTS = {
 """Columns of HOST_ROW that are counters of the state, and their names there."""
 
 
-@entry
+@kernel
 def active_slots(st: HostState, active: Array) -> None:
     """Estimated active memory of each VM in id order; active (n,) int64, out."""
     for i in range(count_vms(st)):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from hostsim import rng
-from hostsim.jit import entry, i64, kernel, small
+from hostsim.jit import i64, kernel, small
 from hostsim.state import (
     ACCESSED,
     HINT,
@@ -40,7 +40,7 @@ def _home(key: int, mask: int) -> int:
     return i64(rng.mix(np.uint64(key))) & mask
 
 
-@entry
+@kernel
 def stale_put(st: HostState, key: int, content: int) -> None:
     """Remember that page `key` owns a stale hint on `content`."""
     mask = st.stale_page.size - 1

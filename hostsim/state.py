@@ -26,31 +26,31 @@ from numba.extending import typeof_impl
 from hostsim.jit import Arrays, address_table, i64, small
 from hostsim.program import ROW
 
-UNTOUCHED, RESIDENT, SHARED, BALLOONED, SWAPPED = range(5)
+UNTOUCHED, RESIDENT, SHARED, BALLOONED, SWAPPED = map(i64, range(5))
 """Exclusive states of a page (design section 4)."""
 STATES = ("untouched", "resident", "shared", "ballooned", "swapped")
-STATE, HINT, KIND, ACCESSED = 0x07, 0x08, 0x10, 0x20
-USE_SHIFT = 6
-FREE, CACHE, ANON, KERNEL = range(4)
+STATE, HINT, KIND, ACCESSED = map(i64, (0x07, 0x08, 0x10, 0x20))
+USE_SHIFT = i64(6)
+FREE, CACHE, ANON, KERNEL = map(i64, range(4))
 """Guest use: on its free list; clean page cache; anonymous; unmovable."""
 
-UNIQUE = 1 << 31
-STALE = 1 << 30
+UNIQUE = i64(1 << 31)
+STALE = i64(1 << 30)
 INDEX = STALE - 1
 
-HIGH, SOFT, HARD, LOW = range(4)
+HIGH, SOFT, HARD, LOW = map(i64, range(4))
 """Reclamation states [P 6.3]."""
 
-DRIVER_ABSENT, DRIVER_PRESENT = range(2)
+DRIVER_ABSENT, DRIVER_PRESENT = map(i64, range(2))
 
-SWAP_IN, GUEST_PAGING, COW, SCAN_CPU, BLOCKED, MIGRATION, CPU, DECOMPRESS = range(8)
+SWAP_IN, GUEST_PAGING, COW, SCAN_CPU, BLOCKED, MIGRATION, CPU, DECOMPRESS = map(i64, range(8))
 """Causes of lost time: columns of `lost`. In the order of cluster.messages.CAUSES."""
 N_CAUSES = 8
 
 PATTERN = 1000
 """Slots after which the composition of a guest image repeats: entries are whole permille."""
-IN_KERNEL, IN_FOOTPRINT, IN_GROWTH = range(3)
-ZERO, IMAGE, APPLICATION, DUPLICATE, FRESH = range(5)
+IN_KERNEL, IN_FOOTPRINT, IN_GROWTH = map(i64, range(3))
+ZERO, IMAGE, APPLICATION, DUPLICATE, FRESH = map(i64, range(5))
 """Content classes of a page at its first use."""
 N_CLASSES = 5
 
@@ -208,8 +208,8 @@ def _typeof(value: HostState, context: Any) -> Arrays:
     return _KERNEL_TYPE
 
 
-PPN_BITS = 40
-MILLIONTHS = 1_000_000
+PPN_BITS = i64(40)
+MILLIONTHS = i64(1_000_000)
 """A rate of slots/s x 1000 over milliseconds counts millionths of a slot; the rest carries."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hostsim import allocate, balloon, reclaim, sample, share, swap, workload
-from hostsim.jit import entry, i64, kernel
+from hostsim.jit import i64, kernel
 from hostsim.state import (
     HARD,
     HIGH,
@@ -25,7 +25,7 @@ BOOT_CPU_PERMILLE = 1000
 """A booting guest keeps one core busy."""
 
 
-@entry
+@kernel
 def step(st: HostState) -> None:
     """One step of `dt_ms`, in the order in which the paper's parts depend on each other."""
     host = st.host[0]
@@ -49,7 +49,7 @@ def step(st: HostState) -> None:
     host.tick += 1
 
 
-@entry
+@kernel
 def advance(st: HostState, n_steps: int, changes: Array) -> int:
     """Run `n_steps` steps. Returns how many level changes were written to `changes`.
 

@@ -112,6 +112,9 @@ def boot(st: HostState, v: int) -> None:
         vm.boot_end_ns = vm.clock_ns
         vm.cycle_start_ms = 0
         vm.grow_carry = 0
+        row = st.programs[select_row(st, v)]
+        if row.memory_pages == KEEP:  # what is active now lies last, so that drift finds new pages
+            vm.window = max(vm.brk - vm.kernel - row.active_pages, 0)
 
 
 @kernel
