@@ -6,6 +6,7 @@ what admission control has promised; all behaviour is in the modules that it cal
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from hostsim.config import GuestImage, HostConfig
 from hostsim.contents import Ranges
 from hostsim.fault import leave_memory
 from hostsim.guest import reset as reset_guest
-from hostsim.jit import kernel
+from hostsim.jit import is_warm, kernel
 from hostsim.load import fill_host, fill_vm, program_slots
 from hostsim.spec import VmSpec
 from hostsim.state import (
@@ -266,3 +267,12 @@ def free_vm(st: HostState, v: int) -> None:
         state = state_of(st, st.vms[v].base_slot + ppn)
         if state == RESIDENT or state == SHARED:
             leave_memory(st, v, ppn, UNTOUCHED)
+
+
+def warm(note: Callable[[str], None]) -> None:
+    """Compile the kernels, or load them from the cache; `note` is told when that will take long."""
+    if not is_warm():
+        note("compiling the memory manager, once for this installation")
+    host = Host(HostId(0), HostConfig(), seed=0, sample=4096, tick_ms=1000)
+    host.advance(1000)
+    host.measure()

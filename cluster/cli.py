@@ -1,0 +1,177 @@
+"""The command `esxsim`: reads files, starts a run, shows progress, turns errors into exit codes.
+
+Exit code 0: done. 1: the run failed, or was stopped. 2: the input is wrong. Errors go to stderr,
+one line each, without a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="How many VMs fit on these hosts if memory is overcommitted, and what does it cost?",
+)
+
+ScenarioPath = Annotated[Path, typer.Argument(metavar="SCENARIO", help="Scenario file (YAML).")]
+DataRoot = Annotated[
+    Path, typer.Option("--data", help="Folder with trace data that scenarios name.")
+]
+DATA_ROOT = Path("../shared/data")
+
+
+@app.command()
+def run(
+    scenario: ScenarioPath,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; default: runs/NAME-SEED.")
+    ] = None,
+    address: Annotated[
+        str, typer.Option(help="Ray cluster: auto, local, or HOST:PORT of its head.")
+    ] = "local",
+    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
+    hosts_per_actor: Annotated[
+        str, typer.Option(help="Hosts in one Ray actor: a number, or auto.")
+    ] = "auto",
+    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the scenario's.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check every invariant after every epoch.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print report.json instead of a summary.")
+    ] = False,
+    data: DataRoot = DATA_ROOT,
+) -> None:
+    """Run a scenario and write its report."""
+    from cluster import execute
+
+    options = execute.Options(
+        scenario=scenario,
+        out=out,
+        address=None if local else address,
+        hosts_per_actor=_packing(hosts_per_actor),
+        seed=seed,
+        check=check,
+        data_root=data,
+    )
+    outcome, folder = _guarded(lambda: execute.run(options))
+    if as_json:
+        typer.echo(json.dumps(outcome.report, indent=2))
+    else:
+        from cluster.summary import summary_lines
+
+        typer.echo("\n".join(summary_lines(outcome.report)))
+        typer.echo(f"Report         {folder / 'report.html'}")
+    if outcome.stopped:
+        _fail(f"stopped before the end: partial results are in {folder}", 1)
+
+
+@app.command()
+def validate(
+    scenarios: Annotated[list[Path], typer.Argument(metavar="SCENARIO...")],
+    data: DataRoot = DATA_ROOT,
+) -> None:
+    """Report every problem of scenario files; nothing runs."""
+    from cluster.scenario_file import load
+    from cluster.yaml_input import InputError
+
+    wrong = False
+    for path in scenarios:
+        try:
+            loaded = load(path, data_root=data)
+        except InputError as error:
+            typer.echo(str(error), err=True)
+            wrong = True
+        else:
+            for warning in loaded.warnings:
+                typer.echo(f"{path}: warning: {warning}", err=True)
+            typer.echo(f"{path}: valid")
+    if wrong:
+        raise typer.Exit(2)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the scenario format, for editors."""
+    from cluster.scenario import schema as scenario_schema
+
+    typer.echo(json.dumps(scenario_schema(), indent=2))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")],
+) -> None:
+    """Show a run's summary again and rebuild its report.html."""
+    from cluster import html, readback
+    from cluster.summary import summary_lines
+
+    def rebuild() -> Any:
+        page = html.build(folder)
+        return page, readback.read(folder).report
+
+    page, found = _guarded(rebuild)
+    if found is not None:
+        typer.echo("\n".join(summary_lines(found)))
+    else:
+        typer.echo("The run was killed before its report: the page shows what it left.")
+    typer.echo(f"Report         {page}")
+
+
+@app.command("import")
+def import_(
+    format_name: Annotated[str, typer.Argument(metavar="FORMAT")],
+    source: Annotated[Path, typer.Argument(metavar="SRC")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the imported trace.")],
+) -> None:
+    """Bring a real VM trace to the normal form."""
+    from cluster import traces
+
+    if format_name not in traces.FORMATS:
+        known = "\n".join(f"  {name}: {what}" for name, what in traces.FORMATS.items())
+        _fail(f"FORMAT: {format_name!r} is not known; the formats are\n{known}", 2)
+    summary = _guarded(lambda: traces.import_trace(format_name, source, out))
+    typer.echo(f"{summary.vms} VMs and {summary.usage_rows} readings of {summary.rows_read} rows")
+    for name, n in sorted(summary.bad.items()):
+        typer.echo(f"  left out: {n} {name}")
+    for name, n in sorted(summary.cleaned.items()):
+        typer.echo(f"  cleaned: {n} {name}")
+    typer.echo(f"Trace          {out}")
+
+
+def _packing(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        _fail(f"--hosts-per-actor: {text!r} must be auto or a whole number from 1", 2)
+    return int(text)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"esxsim: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def _guarded(work: Callable[[], Any]) -> Any:
+    """Do the work; known errors become a message and an exit code."""
+    from cluster.errors import exit_code
+
+    try:
+        return work()
+    except Exception as error:
+        code = exit_code(error)
+        if code is None:
+            raise
+        _fail(str(error), code)
+
+
+def main() -> None:
+    """Entry point."""
+    app()

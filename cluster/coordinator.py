@@ -1,0 +1,206 @@
+"""The epoch loop: look up what is due, decide, let the hosts run, learn, write down.
+
+A conservative barrier: hosts influence each other only between epochs. A barrier spans as many
+epochs as nothing is due in, and a few at most, so that progress shows and a stop is heeded soon;
+its span never changes the result. Everything the loop decides is in `planner`; everything it writes
+is in `tables`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cluster import html, planner, reports, state, tables
+from cluster.aggregate import Aggregator
+from cluster.fleet import Fleet
+from cluster.messages import LEVELS, EpochReport
+from cluster.planner import Agenda, Decision
+from cluster.population import Population
+from cluster.rows import HostFacts, VmFacts, VmFate
+from cluster.scenario_file import Loaded
+from cluster.state import ClusterState
+from hostsim.units import PAGE_SIZE, HostId, VmId
+
+EPOCHS_PER_BARRIER = 10
+"""At most; a barrier costs about 1 ms per actor, so more would gain nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is, for people."""
+
+    epoch: int
+    epochs: int
+    host_ticks: int
+    wall_s: float
+    memory_bytes: dict[str, int] = field(default_factory=dict)
+    levels: dict[str, int] = field(default_factory=dict)
+    """Hosts by the worst reclamation state that they were in during the last epoch."""
+    vms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended. `report` is partial when it was stopped."""
+
+    report: dict[str, Any]
+    stopped: bool
+
+
+Watch = Callable[[Progress], None]
+
+
+@dataclass
+class Coordinator:
+    """One run, from its population to its folder."""
+
+    loaded: Loaded
+    population: Population
+    fleet: Fleet
+    out: Path
+    how: dict[str, Any]
+    """How it is run, for the manifest: never part of the result."""
+    watch: Watch
+    should_stop: Callable[[], bool]
+
+    def __post_init__(self) -> None:
+        scenario = self.loaded.scenario
+        self._started = time.perf_counter()
+        self._busy_s = 0.0
+        hosts = [
+            HostFacts(one.host, one.name, one.config.memory, one.config.cpus)
+            for one in self.population.hosts
+        ]
+        vms = [_facts(vm.spec) for vm in self.population.vms]
+        self._fates: dict[VmId, VmFate] = {}
+        self._folder = tables.RunFolder(
+            self.out,
+            hosts,
+            scenario_yaml=self.loaded.scenario_yaml,
+            epoch_ms=scenario.epoch,
+            detail_vms=scenario.detail == "vms",
+        )
+        sample = scenario.fidelity.sample
+        self._seen = Aggregator(hosts, vms, epoch_ms=scenario.epoch, sample=sample)
+
+    def run(self) -> Outcome:
+        """Run to the end, or until `should_stop`; the folder is closed whatever happens."""
+        try:
+            stopped = self._epochs()
+            outcome = self._conclude(stopped)
+        except BaseException as error:
+            self._folder.abandon(f"the run failed: {error}", manifest=self._manifest())
+            raise
+        html.build(self.out)
+        return outcome
+
+    def _epochs(self) -> bool:
+        """The loop itself. Returns whether it was stopped."""
+        scenario = self.loaded.scenario
+        now = state.initial(self.population)
+        due = planner.agenda(self.population, scenario)
+        epoch, last = 0, scenario.duration // scenario.epoch
+        while epoch < last:
+            if self.should_stop():
+                return True
+            plan = planner.plan(now, due.at(epoch), self.population, scenario, epoch)
+            self._write_down(plan.decisions)
+            n_epochs = _span(due, epoch, last)
+            report = self.fleet.run(plan.orders, epoch, n_epochs)
+            now = state.learn(plan.after, report)
+            self._seen.add(report)
+            self._folder.add(report)
+            epoch += n_epochs
+            self._show(report, now, epoch, last)
+        return False
+
+    def _write_down(self, decisions: tuple[Decision, ...]) -> None:
+        """Decisions go to events.jsonl, and into what became of each VM."""
+        for one in decisions:
+            name = self.population.vms[one.vm].spec.name
+            facts = dict(one.facts)
+            if one.host is not None:
+                facts["host"] = self.population.hosts[one.host].name
+            if one.reason is not None:
+                facts["reason"] = one.reason
+            self._folder.event(one.at_ms, one.kind, vm=name, **facts)
+            self._fates[one.vm] = _fate(self._fates.get(one.vm), one)
+
+    def _conclude(self, stopped: bool) -> Outcome:
+        """Build the report and close the folder."""
+        scenario = self.loaded.scenario
+        fates = [self._fates[vm] for vm in sorted(self._fates)]
+        about = {
+            "name": scenario.name,
+            "seed": scenario.seed,
+            "digest": self.loaded.digest,
+        }
+        report = reports.build(self._seen, about, fates, self.loaded.assumptions)
+        vm_table = reports.vm_table(self._seen, fates)
+        if stopped:
+            reason = "the run was stopped before its end"
+            self._folder.abandon(reason, report, vm_table, self._manifest())
+        else:
+            report["digest"] = reports.digest(report, self.fleet.digests())
+            self._folder.finish(report, vm_table, self._manifest())
+        return Outcome(report, stopped)
+
+    def _manifest(self) -> dict[str, Any]:
+        return {
+            **self.how,
+            "wall_s": round(time.perf_counter() - self._started, 3),
+            "host_cpu_s": round(self._busy_s, 3),
+            "coordinator_cpu_s": round(time.process_time(), 3),
+        }
+
+    def _show(self, report: EpochReport, now: ClusterState, epoch: int, last: int) -> None:
+        """Tell the watcher how far the run is."""
+        self._busy_s += report.busy_s
+        scenario = self.loaded.scenario
+        rows = report.hosts[report.hosts["epoch"] == epoch - 1]
+        worst = [0] * len(LEVELS)
+        for row in rows:
+            times = [int(row[f"{level}_ms"]) for level in LEVELS]
+            worst[max(at for at, spent in enumerate(times) if spent > 0)] += 1
+        names = ("configured", "consumed", "active", "shared_saved", "ballooned", "swapped", "free")
+        self.watch(
+            Progress(
+                epoch=epoch,
+                epochs=last,
+                host_ticks=epoch * scenario.epoch // scenario.tick * len(self.population.hosts),
+                wall_s=time.perf_counter() - self._started,
+                memory_bytes={name: int(rows[f"{name}_pages"].sum()) * PAGE_SIZE for name in names},
+                levels=dict(zip(LEVELS, worst, strict=True)),
+                vms=int((now.host_of != state.NOWHERE).sum()),
+            )
+        )
+
+
+def _span(due: Agenda, epoch: int, last: int) -> int:
+    """Epochs until something is due again, or until it is time to look up."""
+    return min(due.next_after(epoch, last) - epoch, EPOCHS_PER_BARRIER)
+
+
+def _facts(spec: Any) -> VmFacts:
+    config = spec.config
+    return VmFacts(spec.vm, spec.name, config.memory, config.reservation, config.vcpus)
+
+
+def _fate(before: VmFate | None, decision: Decision) -> VmFate:
+    """What is known of a VM after one more decision about it."""
+    fate = before or VmFate(decision.vm, decision.at_ms)
+    if decision.kind == planner.POWER_ON and decision.host is not None:
+        hosts = fate.hosts
+        if decision.host not in hosts:
+            hosts = (*hosts, HostId(decision.host))
+        start_ms = decision.at_ms if fate.start_ms is None else fate.start_ms
+        return replace(fate, start_ms=start_ms, stop_ms=None, hosts=hosts)
+    if decision.kind == planner.POWER_OFF:
+        return replace(fate, stop_ms=decision.at_ms)
+    if decision.kind == "refused":
+        return replace(fate, refused=decision.reason)
+    return fate

@@ -1,0 +1,21 @@
+"""Which errors mean wrong input (exit code 2), which a failed run (1); others are bugs."""
+
+from __future__ import annotations
+
+from cluster.tables import OutputError
+from cluster.traces import TraceError
+from cluster.yaml_input import InputError
+from hostsim.invariants import BrokenInvariantError
+
+
+class ClusterError(Exception):
+    """Ray cannot be started or reached, or lost a process of the run."""
+
+
+def exit_code(error: Exception) -> int | None:
+    """The exit code of the command for `error`; None for a bug, which keeps its traceback."""
+    if isinstance(error, InputError | TraceError | OutputError):
+        return 2
+    if isinstance(error, ClusterError | BrokenInvariantError):
+        return 1
+    return None

@@ -1,0 +1,182 @@
+"""From a scenario file to a finished run: load, check that it fits, choose where, run, watch.
+
+Everything here is about *how* a run is done; what it computes depends on the scenario alone.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from cluster import budget, progress
+from cluster.coordinator import Coordinator, Outcome
+from cluster.fleet import HostSet, LocalFleet
+from cluster.population import Population, populate
+from cluster.scenario_file import Loaded, load
+from hostsim.host import warm
+
+LOCAL_PROCESSES = 1
+RAY_PROCESSES = 6
+"""Ray's own processes and the coordinator, beside the host actors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line of a run."""
+
+    scenario: Path
+    out: Path | None
+    address: str | None
+    """None: in this process. `local`: a Ray cluster of our own. Else one that exists."""
+    hosts_per_actor: int | None
+    seed: int | None
+    check: bool
+    data_root: Path
+
+
+class Stop:
+    """Ctrl-C and SIGTERM ask for a stop; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+
+    def __call__(self) -> bool:
+        return self._asked.is_set()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Heed the signals while inside."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in before:
+            signal.signal(number, self._ask)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked.is_set():
+            raise KeyboardInterrupt
+        self._asked.set()
+        print("esxsim: stopping at the end of this barrier", file=sys.stderr)
+
+
+def run(options: Options) -> tuple[Outcome, Path]:
+    """Run a scenario. Returns how it ended, and its folder.
+
+    Raises the errors that `cluster.errors` knows.
+    """
+    loaded = load(options.scenario, data_root=options.data_root, seed=options.seed)
+    for warning in loaded.warnings:
+        print(f"esxsim: warning: {warning}", file=sys.stderr)
+    population = populate(loaded)
+    out = options.out or default_out(loaded)
+    stop = Stop()
+    with stop.listening():
+        if options.address is None:
+            outcome = _run_local(options, loaded, population, out, stop)
+        else:
+            outcome = _run_on_ray(options, loaded, population, out, stop)
+    return outcome, out
+
+
+def default_out(loaded: Loaded) -> Path:
+    """runs/NAME-SEED below the current folder."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", loaded.scenario.name).strip("-.") or "run"
+    return Path("runs") / f"{name}-{loaded.scenario.seed}"
+
+
+def _run_local(
+    options: Options, loaded: Loaded, population: Population, out: Path, stop: Stop
+) -> Outcome:
+    scenario = loaded.scenario
+    _check_memory(options, loaded, population, LOCAL_PROCESSES)
+    hosts = HostSet(
+        population.hosts,
+        seed=scenario.seed,
+        sample=scenario.fidelity.sample,
+        tick_ms=scenario.tick,
+        epoch_ms=scenario.epoch,
+        check=options.check,
+    )
+    with progress.shown(scenario) as watch:
+        warm(watch.note)
+        how = _how(options, {"fleet": "local"})
+        return Coordinator(loaded, population, LocalFleet(hosts), out, how, watch, stop).run()
+
+
+def _run_on_ray(
+    options: Options, loaded: Loaded, population: Population, out: Path, stop: Stop
+) -> Outcome:
+    scenario = loaded.scenario
+    with progress.shown(scenario) as watch:
+        warm(watch.note)  # once, before many processes would do it at the same time
+        watch.note("starting Ray")
+        from cluster import actors  # takes a second to import, and --local does without
+
+        with actors.session(None if options.address == "local" else options.address) as facts:
+            packed = actors.pack(len(population.hosts), facts["cpus"], options.hosts_per_actor)
+            n_actors = -(-len(population.hosts) // packed)
+            _check_memory(options, loaded, population, RAY_PROCESSES + n_actors)
+            setup = actors.HostSetup(
+                population.hosts,
+                scenario.seed,
+                scenario.fidelity.sample,
+                scenario.tick,
+                scenario.epoch,
+                options.check,
+            )
+            how = _how(options, {"fleet": "ray", "actors": n_actors, "hosts_per_actor": packed})
+            how |= {"ray_cluster": facts}
+            # The coordinator needs what was decided from the trace, not the trace.
+            light = replace(loaded, trace=None, trace_vms=None)
+            return actors.run(light, population, setup, packed, out.resolve(), how, watch, stop)
+
+
+def _check_memory(options: Options, loaded: Loaded, population: Population, processes: int) -> None:
+    sample = loaded.scenario.fidelity.sample
+    budget.check(population, sample, processes, available_bytes(), str(options.scenario))
+
+
+def available_bytes() -> int:
+    """Memory that this machine, or the container around us, still has."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in _lines(Path("/proc/meminfo")):
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    limit = "".join(_lines(Path("/sys/fs/cgroup/memory.max"))).strip()
+    used = "".join(_lines(Path("/sys/fs/cgroup/memory.current"))).strip()
+    if limit.isdigit() and used.isdigit():
+        free = min(free, int(limit) - int(used))
+    return free
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _how(options: Options, more: dict[str, Any]) -> dict[str, Any]:
+    """What may differ between two equal runs, for manifest.json."""
+    packages = ("esxsim", "ray", "numpy", "numba", "pyarrow", "pydantic")
+    return {
+        **more,
+        "checked": options.check,
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "machine": {"architecture": platform.machine(), "cpus": os.cpu_count()},
+    }

@@ -1,0 +1,103 @@
+"""PURE: which host a VM is powered on at. Filters first (can it?), then a score (how well?).
+
+Filters run in the order of FILTERS; the one that leaves no host is the reason of a refusal. Ties of
+the score go to the lower host id. Nothing here looks beyond its parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cluster.scenario import Placement
+from cluster.state import ClusterState, Ints
+from hostsim.units import HostId, VmId
+
+Bools = Any
+"""(n_hosts,) bool: NumPy types comparisons no closer."""
+Filter = Callable[[ClusterState, Placement, VmId], Bools]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Where a VM goes, or why nowhere, with the numbers that decided."""
+
+    host: HostId | None
+    reason: str | None
+    """Name of the filter that left no host; None when one was found."""
+    left: dict[str, int]
+    """Hosts that each filter left, in the order of filtering."""
+
+
+def fits_at_all(state: ClusterState, placement: Placement, vm: VmId) -> Bools:
+    """The VM is no larger than the host."""
+    return np.greater_equal(state.hosts.memory, state.vms.size[vm])
+
+
+def has_memory_reservation(state: ClusterState, placement: Placement, vm: VmId) -> Bools:
+    """Admission control [P 6.2]: unreserved machine memory >= reservation + overhead."""
+    promised = state.per_host(state.reservation + state.vms.overhead)
+    needed = state.reservation[vm] + state.vms.overhead[vm]
+    return np.less_equal(promised + needed, state.hosts.memory)
+
+
+def has_swap_space(state: ClusterState, placement: Placement, vm: VmId) -> Bools:
+    """Admission control [P 6.2]: unreserved swap space >= size - reservation."""
+    swappable = state.vms.size - state.reservation
+    taken = state.per_host(swappable) + swappable[vm]
+    return np.less_equal(taken, state.hosts.swap_space)
+
+
+def within_overcommit(state: ClusterState, placement: Placement, vm: VmId) -> Bools:
+    """Memory taken, the VM's included, stays within the overcommit limit."""
+    if placement.overcommit is None:
+        return np.ones(len(state.hosts.memory), np.bool_)
+    taken = load(state, placement, vm)
+    return np.less_equal(taken, state.hosts.memory * placement.overcommit)
+
+
+def within_cpu_overcommit(state: ClusterState, placement: Placement, vm: VmId) -> Bools:
+    """vCPUs, the VM's included, stay within the limit per CPU."""
+    if placement.cpu_overcommit is None:
+        return np.ones(len(state.hosts.memory), np.bool_)
+    vcpus = state.per_host(state.vms.vcpus) + state.vms.vcpus[vm]
+    return np.less_equal(vcpus, state.hosts.cpus * placement.cpu_overcommit)
+
+
+FILTERS: dict[str, Filter] = {
+    "larger than any host": fits_at_all,
+    "no host has the memory reserved": has_memory_reservation,
+    "no host has the swap space": has_swap_space,
+    "no host is within the memory overcommit limit": within_overcommit,
+    "no host is within the CPU overcommit limit": within_cpu_overcommit,
+}
+"""Reason of a refusal -> the filter that it stands for."""
+
+
+def load(state: ClusterState, placement: Placement, vm: VmId) -> Ints:
+    """(n_hosts,) bytes that count as taken on each host once the VM is there."""
+    by = {"configured": state.vms.size, "consumed": state.consumed, "active": state.active}
+    column = by[placement.by]
+    mine = state.vms.size if placement.by == "configured" else state.vms.footprint
+    total: Ints = state.per_host(column) + mine[vm]
+    return total
+
+
+def place(state: ClusterState, placement: Placement, vm: VmId) -> Choice:
+    """Choose a host for `vm`."""
+    possible = np.ones(len(state.hosts.memory), np.bool_)
+    left: dict[str, int] = {}
+    for reason, passes in FILTERS.items():
+        possible &= passes(state, placement, vm)
+        left[reason] = int(possible.sum())
+        if not possible.any():
+            return Choice(None, reason, left)
+    hosts = np.flatnonzero(possible)
+    if placement.policy == "first-fit":
+        return Choice(HostId(int(hosts[0])), None, left)
+    fullness = load(state, placement, vm)[hosts] / state.hosts.memory[hosts]
+    best = np.argmax(fullness) if placement.policy == "best-fit" else np.argmin(fullness)
+    return Choice(HostId(int(hosts[best])), None, left)

@@ -1,0 +1,186 @@
+"""PURE: what is due at the start of an epoch, and the orders that follow from it.
+
+The agenda is the scenario in order of time: planned arrivals and departures, and events. Whatever
+falls inside an epoch acts at the start of the next one. Departures come first, so that arrivals
+find the room; then the rest in order of time, ties to the lower VM id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from cluster import placement, state
+from cluster.messages import Order, PowerOff, PowerOn, Reset, SetVm
+from cluster.population import Population
+from cluster.scenario import Event, EventValues, Scenario
+from cluster.state import NOWHERE, ClusterState
+from hostsim.units import MIB, HostId, VmId
+
+POWER_OFF, SET, RESET, POWER_ON = "power_off", "set", "reset", "power_on"
+_RANK = {POWER_OFF: 0, SET: 1, RESET: 2, POWER_ON: 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Something that is due."""
+
+    epoch: int
+    at_ms: int
+    action: str
+    vm: VmId
+    values: EventValues | None = None
+    planned: bool = True
+    """The VM's own start or stop, not an event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agenda:
+    """Everything due in a run, in order; `epochs` are those of `due`, for look-ups."""
+
+    due: tuple[Due, ...]
+    epochs: state.Ints
+
+    def at(self, epoch: int) -> Sequence[Due]:
+        """What is due at the start of `epoch`."""
+        first, last = np.searchsorted(self.epochs, [epoch, epoch + 1])
+        return self.due[first:last]
+
+    def next_after(self, epoch: int, last: int) -> int:
+        """The next epoch after `epoch` at which something is due, `last` at most."""
+        at = int(np.searchsorted(self.epochs, epoch, side="right"))
+        return min(last, int(self.epochs[at])) if at < len(self.epochs) else last
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One line of the run's history: what was decided, about which VM, on which numbers."""
+
+    at_ms: int
+    kind: str
+    vm: VmId
+    host: HostId | None = None
+    reason: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Orders of an epoch, the state that they lead to, and why."""
+
+    orders: tuple[Order, ...]
+    after: ClusterState
+    decisions: tuple[Decision, ...]
+
+
+def agenda(population: Population, scenario: Scenario) -> Agenda:
+    """Arrivals, departures and events of a scenario in the order in which they act."""
+    last = scenario.duration // scenario.epoch
+    due: list[Due] = []
+    for vm in population.vms:
+        if vm.start_ms is None:
+            continue
+        starts = -(-vm.start_ms // scenario.epoch)
+        due.append(Due(starts, vm.start_ms, POWER_ON, vm.spec.vm))
+        if vm.stop_ms is not None:  # who comes stays for an epoch at least
+            stops = max(-(-vm.stop_ms // scenario.epoch), starts + 1)
+            due.append(Due(stops, vm.stop_ms, POWER_OFF, vm.spec.vm))
+    ids = {vm.spec.name: vm.spec.vm for vm in population.vms}
+    due += [_of_event(event, ids, scenario.epoch) for event in scenario.events]
+    due.sort(key=lambda one: (one.epoch, one.at_ms, _RANK[one.action], one.vm))
+    due = _departures_first([one for one in due if one.epoch < last])
+    return Agenda(tuple(due), np.array([one.epoch for one in due], np.int64))
+
+
+def _of_event(event: Event, ids: dict[str, VmId], epoch_ms: int) -> Due:
+    epoch = -(-event.at // epoch_ms)
+    return Due(epoch, event.at, event.action, ids[event.target], event.values, planned=False)
+
+
+def _departures_first(due: list[Due]) -> list[Due]:
+    """Within an epoch, a VM's first act goes before others' if it is to leave."""
+    seen: set[tuple[int, VmId]] = set()
+    keys = []
+    for one in due:
+        leaves = one.action == POWER_OFF and (one.epoch, one.vm) not in seen
+        seen.add((one.epoch, one.vm))
+        keys.append((one.epoch, 0 if leaves else 1))
+    order = sorted(range(len(due)), key=lambda at: keys[at])
+    return [due[at] for at in order]
+
+
+def plan(
+    now: ClusterState, due: Sequence[Due], population: Population, scenario: Scenario, epoch: int
+) -> Plan:
+    """Turn what is due into orders, one after the other, each seeing what the last one did."""
+    at_ms = epoch * scenario.epoch
+    orders: list[Order] = []
+    decisions: list[Decision] = []
+    for one in due:
+        order, decision = _decide(now, one, population, scenario, at_ms)
+        decisions.append(decision)
+        if order is not None:
+            orders.append(order)
+            now = state.obey(now, [order])
+    return Plan(tuple(orders), now, tuple(decisions))
+
+
+def _decide(
+    now: ClusterState, due: Due, population: Population, scenario: Scenario, at_ms: int
+) -> tuple[Order | None, Decision]:
+    host = HostId(int(now.host_of[due.vm]))
+    told = Decision(at_ms, due.action, due.vm, None if host == NOWHERE else host)
+    if due.action == POWER_ON:
+        return _power_on(now, due, population, scenario, told)
+    if host == NOWHERE:
+        return None, replace(told, kind="ignored", reason=f"{due.action}: the VM is not on")
+    if due.action == POWER_OFF:
+        return PowerOff(host, due.vm), replace(told, facts={"planned": due.planned})
+    if due.action == RESET:
+        return Reset(host, due.vm), told
+    return _set(now, due, host, told)
+
+
+def _power_on(
+    now: ClusterState, due: Due, population: Population, scenario: Scenario, told: Decision
+) -> tuple[Order | None, Decision]:
+    if told.host is not None:
+        return None, replace(told, kind="ignored", reason="power_on: the VM is on already")
+    choice = placement.place(now, scenario.placement, due.vm)
+    facts: dict[str, Any] = {
+        "memory_bytes": int(now.vms.size[due.vm]),
+        "requested_s": due.at_ms / 1000,
+        "hosts_left": {reason: n for reason, n in choice.left.items()},
+    }
+    if choice.host is None:
+        return None, replace(told, kind="refused", reason=choice.reason, facts=facts)
+    taken = placement.load(now, scenario.placement, due.vm)[choice.host]
+    facts |= {"policy": scenario.placement.policy, "by": scenario.placement.by}
+    facts |= {"taken_bytes": int(taken), "host_bytes": int(now.hosts.memory[choice.host])}
+    order = PowerOn(choice.host, population.vms[due.vm].spec)
+    return order, replace(told, host=choice.host, facts=facts)
+
+
+def _set(
+    now: ClusterState, due: Due, host: HostId, told: Decision
+) -> tuple[Order | None, Decision]:
+    values = due.values or EventValues()
+    facts = {
+        f"{name}_bytes" if name != "shares" else name: value
+        for name, value in values.model_dump(exclude_none=True).items()
+    }
+    told = replace(told, facts=facts)
+    if values.reservation is not None:
+        promised = now.per_host(now.reservation + now.vms.overhead)[host]
+        promised += values.reservation - now.reservation[due.vm]
+        if promised > now.hosts.memory[host]:
+            reason = "the host has not the memory reserved"
+            return None, replace(told, kind="refused_set", reason=reason)
+    shares = values.shares
+    if isinstance(shares, str):
+        per_mib = {"low": 5, "normal": 10, "high": 20}[shares]
+        shares = per_mib * (int(now.vms.size[due.vm]) // MIB)
+    return SetVm(host, due.vm, values.reservation, values.limit, shares), told

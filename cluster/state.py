@@ -1,0 +1,131 @@
+"""ClusterState: what the coordinator knows between two epochs; how orders and reports change it.
+
+Columns by id, in bytes. `obey` and `learn` are pure: they return a new state, so that a state can
+be kept, compared and replayed. What was promised (reservations, swap space, sizes) is known
+exactly; what is measured (consumed, active) is the last report's, and for a VM not measured yet its
+boot footprint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.messages import EpochReport, Order, PowerOff, PowerOn, SetVm
+from cluster.population import Population
+from hostsim.units import PAGE_SIZE
+
+Ints = npt.NDArray[np.int64]
+
+NOWHERE = -1
+
+
+@dataclass(frozen=True, slots=True)
+class HostColumns:
+    """What does not change about the hosts, (n_hosts,) each.
+
+    memory: bytes that VMs can be promised, hypervisor's reserve taken off. swap_space: bytes.
+    """
+
+    memory: Ints
+    swap_space: Ints
+    cpus: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class VmColumns:
+    """What does not change about the VMs, (n_vms,) each, bytes and numbers."""
+
+    size: Ints
+    overhead: Ints
+    vcpus: Ints
+    footprint: Ints
+    """Memory in use after boot: stands for measured memory until there is a measurement."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterState:
+    """The cluster at the start of an epoch. Arrays are never written after construction.
+
+    host_of      (n_vms,) host id, or NOWHERE
+    reservation  (n_vms,) bytes; `set` changes it
+    consumed     (n_vms,) bytes, last measured or expected
+    active       (n_vms,) bytes, last measured or expected
+    """
+
+    hosts: HostColumns
+    vms: VmColumns
+    host_of: Ints
+    reservation: Ints
+    consumed: Ints
+    active: Ints
+
+    def per_host(self, column: Ints) -> Ints:
+        """(n_hosts,) sums of a VM column over the VMs that are on."""
+        on = self.host_of != NOWHERE
+        sums = np.zeros(len(self.hosts.memory), np.int64)
+        np.add.at(sums, self.host_of[on], column[on])
+        return sums
+
+
+def initial(population: Population) -> ClusterState:
+    """All hosts on, no VM on."""
+    configs = [host.config for host in population.hosts]
+    specs = [vm.spec for vm in population.vms]
+    footprint = _column([min(s.image.footprint, s.config.memory) for s in specs])
+    return ClusterState(
+        hosts=HostColumns(
+            memory=_column([config.memory - config.reserve for config in configs]),
+            swap_space=_column([config.swap_space_bytes for config in configs]),
+            cpus=_column([config.cpus for config in configs]),
+        ),
+        vms=VmColumns(
+            size=_column([spec.config.memory for spec in specs]),
+            overhead=_column([spec.config.overhead for spec in specs]),
+            vcpus=_column([spec.config.vcpus for spec in specs]),
+            footprint=footprint,
+        ),
+        host_of=np.full(len(specs), NOWHERE, np.int64),
+        reservation=_column([spec.config.reservation for spec in specs]),
+        consumed=footprint.copy(),
+        active=footprint.copy(),
+    )
+
+
+def obey(state: ClusterState, orders: Sequence[Order]) -> ClusterState:
+    """The state once `orders` are carried out."""
+    host_of, reservation = state.host_of.copy(), state.reservation.copy()
+    consumed, active = state.consumed.copy(), state.active.copy()
+    for order in orders:
+        match order:
+            case PowerOn():
+                vm = order.vm.vm
+                host_of[vm] = order.host
+                consumed[vm] = active[vm] = state.vms.footprint[vm]
+            case PowerOff():
+                host_of[order.vm] = NOWHERE
+            case SetVm(reservation=int(value)):
+                reservation[order.vm] = value
+            case _:
+                pass
+    return replace(
+        state, host_of=host_of, reservation=reservation, consumed=consumed, active=active
+    )
+
+
+def learn(state: ClusterState, report: EpochReport) -> ClusterState:
+    """The state with what the last epoch of a report measured."""
+    if len(report.vms) == 0:
+        return state
+    rows = report.vms[report.vms["epoch"] == report.vms["epoch"][-1]]
+    consumed, active = state.consumed.copy(), state.active.copy()
+    consumed[rows["vm"]] = rows["consumed_pages"] * PAGE_SIZE
+    active[rows["vm"]] = rows["active_pages"] * PAGE_SIZE
+    return replace(state, consumed=consumed, active=active)
+
+
+def _column(values: Sequence[int]) -> Ints:
+    return np.array(values, np.int64)

@@ -1,0 +1,312 @@
+"""The literal twin's data, in the paper's words: machine memory, pmaps, guests. Dicts and objects.
+
+Machine memory is frames (MPNs) that hold actual contents, and a free list. Each VM has a pmap: PPN
+-> the frame that backs the page, or the annotation that it is ballooned or swapped; a page without
+an entry was never backed. Every count that the fast host keeps is counted anew here at each look.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum
+from fractions import Fraction
+
+import numpy as np
+from naive_index import ContentIndex
+
+from hostsim import rng
+from hostsim.config import HostConfig
+from hostsim.spec import VmSpec
+
+Content = bytes
+ZERO_PAGE: Content = bytes(16)
+
+
+class Stall(Exception):  # noqa: N818 - not an error: the guest tries the touch again later
+    """Why a touch cannot be served now."""
+
+
+class NoFrame(Stall):
+    """No free frame of machine memory."""
+
+
+class NoIo(Stall):
+    """The swap device is busy for the rest of this step."""
+
+
+class NoGuestMemory(Stall):
+    """The guest can give up no page, or its own disk is busy."""
+
+
+class Use(Enum):
+    """What the guest uses a page for."""
+
+    FREE = 0
+    CACHE = 1
+    ANON = 2
+    KERNEL = 3
+
+
+class Annotation(Enum):
+    """A pmap entry without a frame."""
+
+    BALLOONED = "ballooned"
+    SWAPPED = "swapped"
+
+
+@dataclass
+class Backed:
+    """A pmap entry with a frame; `cow` = write-protected, since the frame is shared."""
+
+    mpn: int
+    cow: bool = False
+
+
+@dataclass
+class Meter:
+    """What a rate makes due, whole by whole; the fraction that remains is owed."""
+
+    owed: Fraction = Fraction(0)
+
+    def due(self, amount: Fraction) -> int:
+        total = self.owed + amount
+        whole = int(total // 1)
+        self.owed = total - whole
+        return whole
+
+
+@dataclass
+class Frame:
+    """A machine page: what it holds, and the salt group of the VM it was given to."""
+
+    content: Content
+    salt: int
+
+
+@dataclass
+class Machine:
+    """Machine memory: frames in use by MPN, and the free list."""
+
+    frames: dict[int, Frame]
+    free: list[int]
+
+    def take(self, content: Content, salt: int) -> int:
+        if not self.free:
+            raise NoFrame
+        mpn = self.free.pop()
+        self.frames[mpn] = Frame(content, salt)
+        return mpn
+
+    def release(self, mpn: int) -> None:
+        del self.frames[mpn]
+        self.free.append(mpn)
+
+
+@dataclass
+class Guest:
+    """The guest OS. `use` and `home` by PPN; `away`: pages in use that are only on its disk.
+
+    home    what the guest's own disk holds: the file of a cache page, or a paged-out page
+    window  the active set: `active` pages from here, within the first `span` movable ones
+    brk     first page never used
+    """
+
+    use: dict[int, Use]
+    home: dict[int, Content] = field(default_factory=dict)
+    away: set[int] = field(default_factory=set)
+    kernel: int = 0
+    footprint: int = 0
+    brk: int = 0
+    window: int = 0
+    span: int = 1
+    active: int = 0
+    booted: bool = False
+    boot_end_ns: int = 0
+    scrub_cursor: int = 0
+    free_cursor: int = 0
+    sweep: int = 0
+    gifts: int = 0
+    writes: int = 0
+    disk_io_left: int = 0
+    disk_io: Meter = field(default_factory=Meter)
+    growth: Meter = field(default_factory=Meter)
+    scrubbing: Meter = field(default_factory=Meter)
+    drift: Meter = field(default_factory=Meter)
+    touch_credit: int = 0
+    """Page-milliseconds of active memory not yet touched."""
+
+
+@dataclass
+class Vm:
+    """One VM. `mapped`: pages with a mapping in the shadow page tables, so that touching them
+    faults no more; `backed`: ballooned pages that gave the host a frame or a swap slot."""
+
+    spec: VmSpec
+    size: int
+    reservation: int
+    limit: int
+    shares: int
+    overhead_due: int
+    salt: int
+    sharing: bool
+    has_driver: bool
+    balloon_max: int
+    guest_swap: int
+    plan: list[tuple[Use, Content | None]]
+    program: list[Row]
+    guest: Guest
+    start_ms: int
+    pmap: dict[int, Backed | Annotation] = field(default_factory=dict)
+    swap: dict[int, Content] = field(default_factory=dict)
+    mapped: set[int] = field(default_factory=set)
+    backed: set[int] = field(default_factory=set)
+    overhead: list[int] = field(default_factory=list)
+    driver_lost: bool = False
+    target: int = 0
+    balloon_target: int = 0
+    blocked: bool = False
+    touched_before: int = 0
+    gave: int = 0
+    inflate: Meter = field(default_factory=Meter)
+    deflate: Meter = field(default_factory=Meter)
+    scan: Meter = field(default_factory=Meter)
+    # Time, all in nanoseconds.
+    clock_ns: int = 0
+    left_ns: int = 0
+    debt_ns: int = 0
+    cause: str = "swap_in"
+    backlog_ns: int = 0
+    on_ns: int = 0
+    lost: Counter[str] = field(default_factory=Counter)
+    touches: int = 0
+    # Sampling of idle memory.
+    sampled: list[int] = field(default_factory=list)
+    period_start_ns: int = 0
+    periods: int = 0
+    slow: Fraction = Fraction(0)
+    fast: Fraction = Fraction(0)
+
+    def pages(self, state: str) -> list[int]:
+        """PPNs in a state of the accounting."""
+        return [ppn for ppn in range(self.size) if self.state(ppn) == state]
+
+    def state(self, ppn: int) -> str:
+        entry = self.pmap.get(ppn)
+        if entry is None:
+            return "untouched"
+        if isinstance(entry, Annotation):
+            return entry.value
+        return "shared" if entry.cow else "resident"
+
+    def frame(self, ppn: int) -> Backed | None:
+        """The pmap entry of a page in machine memory."""
+        entry = self.pmap.get(ppn)
+        return entry if isinstance(entry, Backed) else None
+
+    def alloc(self) -> int:
+        return sum(isinstance(entry, Backed) for entry in self.pmap.values())
+
+    def count(self, annotation: Annotation) -> int:
+        return sum(entry is annotation for entry in self.pmap.values())
+
+    # What the guest's own counters would say.
+
+    def guest_free(self) -> list[int]:
+        """Pages the guest can hand out: not pinned by the balloon, and holding nothing of it."""
+        guest = self.guest
+        return [
+            ppn
+            for ppn in range(self.size)
+            if self.pmap.get(ppn) is not Annotation.BALLOONED
+            and (guest.use[ppn] is Use.FREE or ppn in guest.away)
+        ]
+
+    def in_guest_memory(self, use: Use) -> list[int]:
+        guest = self.guest
+        return [p for p in range(self.size) if guest.use[p] is use and p not in guest.away]
+
+    def guest_swapped(self) -> int:
+        return sum(self.guest.use[ppn] is Use.ANON for ppn in self.guest.away)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a guest's program, in slots; memory None = as it stands."""
+
+    until_ms: int
+    memory: int | None
+    growth_milli_per_s: int
+    active: int
+    touch_interval_ms: int
+    writes_permille: int
+    locality: str
+    drift_permille_per_h: int
+    cpu_permille: int
+
+
+@dataclass
+class Esx:
+    """The whole machine. `vms` by id; thresholds and rates come from `config` when asked for."""
+
+    host: int
+    config: HostConfig
+    seed: int
+    sample: int
+    tick_ms: int
+    machine: Machine
+    index: ContentIndex = field(default_factory=ContentIndex)
+    vms: dict[int, Vm] = field(default_factory=dict)
+    now_ms: int = 0
+    tick: int = 0
+    level: int = 0
+    level_free: int = 0
+    rebalance: bool = True
+    scanned_last_step: int = 0
+    swap_io_left: int = 0
+    swap_io: Meter = field(default_factory=Meter)
+    scan: Meter = field(default_factory=Meter)
+    level_ms: Counter[int] = field(default_factory=Counter)
+    events: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def free(self) -> int:
+        return len(self.machine.free)
+
+    def on(self) -> list[Vm]:
+        """VMs by ascending id."""
+        return [self.vms[vm] for vm in sorted(self.vms)]
+
+    def rotated(self) -> list[Vm]:
+        """VMs in the order of service of this step: nobody is always first at the free list."""
+        vms = self.on()
+        first = self.tick % len(vms) if vms else 0
+        return vms[first:] + vms[:first]
+
+    def shared_saved(self) -> int:
+        """Pages in state SHARED less the frames that hold them."""
+        pages = sum(len(vm.pages("shared")) for vm in self.on())
+        return pages - len(self.index.shared_frames())
+
+    def read(self, vm: Vm, ppn: int) -> Content:
+        """What a page holds, wherever it is."""
+        entry = vm.frame(ppn)
+        return vm.swap[ppn] if entry is None else self.machine.frames[entry.mpn].content
+
+    def draws(self, purpose: int, owner: int, tick: int) -> Draws:
+        return Draws(rng.stream(self.seed, purpose, owner, tick))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """One random stream."""
+
+    key: int
+
+    def below(self, index: int, bound: int) -> int:
+        return int(rng.below(np.uint64(self.key), index, bound))
+
+    def word(self, index: int) -> int:
+        """Draw `index` as 64 bits."""
+        weyl = 0x9E3779B97F4A7C15
+        return int(rng.mix(np.uint64((self.key + index * weyl) % (1 << 64))))
