@@ -276,13 +276,18 @@ def take_back(st: HostState, v: int, ppn: int) -> None:
 
 
 @kernel
-def _allocate(st: HostState, v: int, ppn: int) -> int:
-    """First use of a guest-free page: it gets the use and content that its image plans for it."""
+def _allocate(st: HostState, v: int, ppn: int, free_becomes: int) -> int:
+    """First use of a guest-free page: it gets the use and content that its image plans for it.
+
+    free_becomes: use of a page that the image left dirty but free: FREE, or ANON once it is in use.
+    """
     vm = st.vms[v]
     cost = fault.touch(st, v, ppn, 1, plan_word(st, v, ppn))
     if cost < 0:
         return cost
     use = plan_kind(st, v, ppn) // 8
+    if use == FREE:
+        use = free_becomes
     if use != FREE:
         set_use(st, vm.base_slot + ppn, use)
         vm.guest_free -= 1
@@ -313,7 +318,7 @@ def _page_in(st: HostState, v: int, ppn: int) -> int:
 
 
 @kernel
-def _fault_in(st: HostState, v: int, ppn: int) -> int:
+def _fault_in(st: HostState, v: int, ppn: int, free_becomes: int) -> int:
     """Make a page usable that is not in guest memory. Returns the cost, or why it stalls."""
     vm = st.vms[v]
     slot = vm.base_slot + ppn
@@ -330,8 +335,18 @@ def _fault_in(st: HostState, v: int, ppn: int) -> int:
                 return cost
             cost *= st.host[0].sample
             take_back(st, v, ppn)
-    more = _allocate(st, v, ppn) if use_of(st, slot) == FREE else _page_in(st, v, ppn)
+    is_first = use_of(st, slot) == FREE
+    more = _allocate(st, v, ppn, free_becomes) if is_first else _page_in(st, v, ppn)
     return more if more < 0 else cost + more
+
+
+@kernel
+def populate(st: HostState, v: int, ppn: int) -> int:
+    """The guest's memory in use reaches this page. Returns the cost in ns, or why it stalls."""
+    slot = st.vms[v].base_slot + ppn
+    if use_of(st, slot) == FREE or not in_guest_memory(state_of(st, slot)):
+        return _fault_in(st, v, ppn, FREE)
+    return i64(0)
 
 
 @kernel
@@ -343,7 +358,7 @@ def access(st: HostState, v: int, ppn: int, is_write: int) -> int:
     slot = st.vms[v].base_slot + ppn
     use = use_of(st, slot)
     if use == FREE or not in_guest_memory(state_of(st, slot)):
-        return _fault_in(st, v, ppn)
+        return _fault_in(st, v, ppn, ANON)
     if is_write == 1 and use == ANON:
         return fault.touch(st, v, ppn, 1, fresh_word(st, v))
     return fault.touch(st, v, ppn, 0, 0)

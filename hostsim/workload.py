@@ -18,11 +18,11 @@ from hostsim.state import (
     ANON,
     BLOCKED,
     CPU,
-    FREE,
     GUEST_PAGING,
     HINT,
     RESIDENT,
     SCAN_CPU,
+    SHARED,
     STATE,
     SWAP_IN,
     UNIQUE,
@@ -34,7 +34,6 @@ NS_PER_MS = 1_000_000
 _LOW_32 = np.uint64(0xFFFFFFFF)
 _SHIFT_32 = np.uint64(32)
 _WEYL = np.uint64(0x9E3779B97F4A7C15)
-_UNIFORM_QUIET = RESIDENT | ACCESSED
 
 
 @kernel
@@ -122,7 +121,7 @@ def grow(st: HostState, v: int, n: int) -> None:
     """The guest starts to use its next `n` pages."""
     vm = st.vms[v]
     for _ in range(n):
-        cost = guest.access(st, v, vm.brk, 0)
+        cost = guest.populate(st, v, vm.brk)
         vm.brk += cost >= 0
         if not settle(st, v, cost):
             return
@@ -177,14 +176,13 @@ def is_quiet(st: HostState, slot: int, is_write: int) -> bool:
     """Whether a touch of this page changes nothing: in memory, already marked as accessed, and
     not written, or written over content that is unique already and that no hint speaks of."""
     byte = i64(st.page[slot])
-    if byte & (STATE | ACCESSED) != _UNIFORM_QUIET:
+    state = byte & STATE
+    if byte & ACCESSED == 0 or byte < 1 << USE_SHIFT:  # the lowest use is FREE
         return False
-    use = byte >> USE_SHIFT
-    if use == FREE:
-        return False
-    if is_write == 0 or use != ANON:
-        return True
-    return byte & HINT == 0 and i64(st.content[slot]) & UNIQUE != 0
+    if is_write == 0 or byte >> USE_SHIFT != ANON:
+        return state == RESIDENT or state == SHARED
+    is_resident = byte & (STATE | HINT) == RESIDENT
+    return is_resident and i64(st.content[slot]) & UNIQUE != 0
 
 
 @kernel
