@@ -8,6 +8,7 @@ gets the floor or the ceiling of its pages, equal in every VM of the image.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +73,7 @@ def _spread(entries: list[tuple[int, int]]) -> Array:
     return pattern
 
 
+@functools.cache
 def compose(image: GuestImage) -> Composition:
     """Lay out an image: a function of the image alone, so equal on every host."""
     kinds = np.zeros((3, PATTERN), np.int64)

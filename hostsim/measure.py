@@ -5,6 +5,7 @@ Reading a measurement ends a measuring interval: counters and time accounts star
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,19 @@ _EVENTS = {
 """Columns of HOST_ROW that are counters of the state, and their names there."""
 
 
+def _counts_pages(row: np.dtype[Any], also: Iterable[str]) -> npt.NDArray[np.bool_]:
+    """(n_int64,) bool: which numbers of a row count slots, so that a slot's k pages must show."""
+    also = set(also)
+    flags: list[bool] = []
+    for name in row.names or ():
+        flags += [name.endswith("_pages") or name in also] * (row[name].itemsize // 8)
+    return np.array(flags)
+
+
+_HOST_SCALES = _counts_pages(HOST_ROW, _EVENTS)
+_VM_SCALES = _counts_pages(VM_ROW, ["touches"])
+
+
 @kernel
 def active_slots(st: HostState, active: Array) -> None:
     """Estimated active memory of each VM in id order; active (n,) int64, out."""
@@ -132,7 +146,8 @@ def measure(st: HostState, zeros: list[int]) -> tuple[Rows, Rows]:
     active = np.zeros(n, np.int64)
     active_slots(st, active)
     host, vms = np.zeros(1, HOST_ROW), np.zeros(n, VM_ROW)
-    h, of = st.host[0], st.vms[rows]
+    # Plain arrays: a recarray looks every field up twice.
+    h, of = st.host.view(np.ndarray)[0], st.vms.view(np.ndarray)[rows]
     distinct, saved = int(h["distinct"]), int(shared_saved(st))
     sharers = max(int(of["shared"].sum()), 1)
     for name in ("ballooned", "swapped", "untouched", "shared"):
@@ -155,12 +170,9 @@ def measure(st: HostState, zeros: list[int]) -> tuple[Rows, Rows]:
     for name, counter in _EVENTS.items():
         host[name] = h[counter]
     host["guest_paging_pages"] = h["guest_page_ins"] + h["guest_page_outs"]
-    for column in host.dtype.names or ():
-        if column.endswith("_pages") or column in _EVENTS:
-            host[column] *= h["sample"]
-    for column in vms.dtype.names or ():
-        if column.endswith("_pages") or column == "touches":
-            vms[column] *= h["sample"]
+    for table, is_counted in ((host, _HOST_SCALES), (vms, _VM_SCALES)):
+        numbers = table.view(np.int64).reshape(len(table), len(is_counted))
+        numbers *= np.where(is_counted, h["sample"], 1)
     elapsed_ms = int(st.level_ms.sum())
     host["cpu_demand_permille"] = h["cpu_demand_ms"] // max(h["cpus"] * elapsed_ms, 1)
     for level, name in enumerate(LEVELS):
@@ -171,11 +183,12 @@ def measure(st: HostState, zeros: list[int]) -> tuple[Rows, Rows]:
 
 def _start_again(st: HostState) -> None:
     """Begin a new measuring interval."""
+    host, vms = st.host.view(np.ndarray), st.vms.view(np.ndarray)
     for counter in (*_EVENTS.values(), "guest_page_ins", "guest_page_outs", "cpu_demand_ms"):
-        st.host[counter] = 0
+        host[counter] = 0
     for counter in ("cow_reuses", "pops", "shared_before_swap", "guest_refusals"):
-        st.host[counter] = 0
+        host[counter] = 0
     st.level_ms[:] = 0
     st.lost[:] = 0
-    st.vms["on_ns"] = 0
-    st.vms["touches"] = 0
+    vms["on_ns"] = 0
+    vms["touches"] = 0

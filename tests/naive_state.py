@@ -12,31 +12,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from fractions import Fraction
 
-import numpy as np
 from naive_index import ContentIndex
+from naive_machine import Content, Draws, Machine, Meter
 
 from hostsim import rng
 from hostsim.config import HostConfig
 from hostsim.spec import VmSpec
-
-Content = bytes
-ZERO_PAGE: Content = bytes(16)
-
-
-class Stall(Exception):  # noqa: N818 - not an error: the guest tries the touch again later
-    """Why a touch cannot be served now."""
-
-
-class NoFrame(Stall):
-    """No free frame of machine memory."""
-
-
-class NoIo(Stall):
-    """The swap device is busy for the rest of this step."""
-
-
-class NoGuestMemory(Stall):
-    """The guest can give up no page, or its own disk is busy."""
 
 
 class Use(Enum):
@@ -61,46 +42,6 @@ class Backed:
 
     mpn: int
     cow: bool = False
-
-
-@dataclass
-class Meter:
-    """What a rate makes due, whole by whole; the fraction that remains is owed."""
-
-    owed: Fraction = Fraction(0)
-
-    def due(self, amount: Fraction) -> int:
-        total = self.owed + amount
-        whole = int(total // 1)
-        self.owed = total - whole
-        return whole
-
-
-@dataclass
-class Frame:
-    """A machine page: what it holds, and the salt group of the VM it was given to."""
-
-    content: Content
-    salt: int
-
-
-@dataclass
-class Machine:
-    """Machine memory: frames in use by MPN, and the free list."""
-
-    frames: dict[int, Frame]
-    free: list[int]
-
-    def take(self, content: Content, salt: int) -> int:
-        if not self.free:
-            raise NoFrame
-        mpn = self.free.pop()
-        self.frames[mpn] = Frame(content, salt)
-        return mpn
-
-    def release(self, mpn: int) -> None:
-        del self.frames[mpn]
-        self.free.append(mpn)
 
 
 @dataclass
@@ -157,6 +98,7 @@ class Vm:
     program: list[Row]
     guest: Guest
     start_ms: int
+    reservation_bytes: int
     pmap: dict[int, Backed | Annotation] = field(default_factory=dict)
     swap: dict[int, Content] = field(default_factory=dict)
     mapped: set[int] = field(default_factory=set)
@@ -295,18 +237,3 @@ class Esx:
 
     def draws(self, purpose: int, owner: int, tick: int) -> Draws:
         return Draws(rng.stream(self.seed, purpose, owner, tick))
-
-
-@dataclass(frozen=True)
-class Draws:
-    """One random stream."""
-
-    key: int
-
-    def below(self, index: int, bound: int) -> int:
-        return int(rng.below(np.uint64(self.key), index, bound))
-
-    def word(self, index: int) -> int:
-        """Draw `index` as 64 bits."""
-        weyl = 0x9E3779B97F4A7C15
-        return int(rng.mix(np.uint64((self.key + index * weyl) % (1 << 64))))

@@ -1,0 +1,246 @@
+"""Fast host against literal twin: every observable number, and what each guest would read.
+
+`differences` names each disagreement with both values. Unique contents carry different names in the
+two hosts, so they are compared by identity: distinct where the other's are distinct, and unchanged
+where the other's are unchanged (`Identity`). The estimate of active memory is float64 in one host
+and exact in the other: equal within TOLERANCE. All else must be equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from naive_host import active_fraction, limits
+from naive_index import TRUNCATED, HintFrame
+from naive_machine import ZERO_PAGE, Content
+from naive_pages import content_hash
+from naive_policy import slots
+from naive_state import Annotation, Esx, Use, Vm
+
+from hostsim import contents, sample
+from hostsim.contents import keys_of
+from hostsim.host import Host
+from hostsim.measure import CAUSES
+from hostsim.state import ACCESSED, HINT, INDEX, STALE, STATE, STATES, UNIQUE, USE_SHIFT
+
+TOLERANCE = 1e-12
+
+EVENTS = """zero_fills scanned shares_made stale_hints cow_breaks cow_reuses inflated deflated pops
+swap_outs swap_ins double_pagings shared_before_swap guest_page_ins guest_page_outs guest_refusals
+stalled_touches cpu_demand_ms""".split()
+"""Counters of a host since the last measurement."""
+
+MILLIONTHS = 1_000_000
+
+Difference = tuple[str, Any, Any]
+"""What differs, in the fast host, in the twin."""
+
+
+def host_numbers(esx: Esx) -> dict[str, int]:
+    """What the fast host keeps in its HOST row, counted in the twin."""
+    top = limits(esx)
+    numbers = {name: esx.events[name] for name in EVENTS}
+    return numbers | {
+        "now_ms": esx.now_ms,
+        "tick": esx.tick,
+        "machine": slots(esx.config.memory - esx.config.reserve, esx.sample),
+        "overhead": sum(len(vm.overhead) for vm in esx.on()),
+        "free": esx.free,
+        "distinct": len(esx.index.shared_frames()),
+        "hint_frames": len(esx.index.hint_frames()),
+        "level": esx.level,
+        "level_free": esx.level_free,
+        "rebalance": int(esx.rebalance),
+        "high": top.high,
+        "down_soft": top.down[0],
+        "down_hard": top.down[1],
+        "down_low": top.down[2],
+        "up_high": top.up[0],
+        "up_soft": top.up[1],
+        "up_hard": top.up[2],
+        "scanned_last_step": esx.scanned_last_step,
+        "scan_carry": int(esx.scan.owed * MILLIONTHS),
+        "swap_io_left": esx.swap_io_left,
+    }
+
+
+def vm_numbers(vm: Vm) -> dict[str, int]:
+    """What the fast host keeps in a VM row, counted in the twin."""
+    guest = vm.guest
+    return {
+        "size_slots": vm.size,
+        "reservation": vm.reservation,
+        "limit": vm.limit,
+        "shares": vm.shares,
+        "overhead": len(vm.overhead),
+        "overhead_due": vm.overhead_due,
+        "untouched": len(vm.pages("untouched")),
+        "resident": len(vm.pages("resident")),
+        "shared": len(vm.pages("shared")),
+        "ballooned": vm.count(Annotation.BALLOONED),
+        "swapped": len(vm.swap),
+        "backed": len(vm.backed),
+        "target": vm.target,
+        "balloon_target": vm.balloon_target,
+        "balloon_max": vm.balloon_max,
+        "blocked": int(vm.blocked),
+        "touched_before": vm.touched_before,
+        "gave": vm.gave,
+        "kernel": guest.kernel,
+        "footprint": guest.footprint,
+        "brk": guest.brk,
+        "window": guest.window,
+        "span": guest.span,
+        "active": guest.active,
+        "guest_free": len(vm.guest_free()),
+        "cache": len(vm.in_guest_memory(Use.CACHE)),
+        "anon": len(vm.in_guest_memory(Use.ANON)),
+        "guest_swapped": vm.guest_swapped(),
+        "guest_swap": vm.guest_swap,
+        "booted": int(guest.booted),
+        "scrub_cursor": guest.scrub_cursor,
+        "sweep": guest.sweep,
+        "disk_io_left": guest.disk_io_left,
+        "lost_driver": int(vm.driver_lost),
+        "boot_end_ns": guest.boot_end_ns,
+        "clock_ns": vm.clock_ns,
+        "debt_ns": vm.debt_ns,
+        "backlog_ns": vm.backlog_ns,
+        "on_ns": vm.on_ns,
+        "touches": vm.touches,
+        "samples": len(vm.sampled),
+        "periods": vm.periods,
+        "period_start_ns": vm.period_start_ns,
+        "scan_carry": int(vm.scan.owed * MILLIONTHS),
+    }
+
+
+@dataclass
+class Identity:
+    """Unique contents of the last comparison: (vm, ppn) -> name in the fast host, in the twin."""
+
+    last: dict[tuple[int, int], tuple[int, Content]] = field(default_factory=dict)
+
+    def differences(self, now: dict[tuple[int, int], tuple[int, Content, str]]) -> list[Difference]:
+        """`now` says of each unique page also its state: only a page in memory may be rewritten,
+        and the fast host leaves a unique page's name where no one could tell."""
+        found: list[Difference] = []
+        names = [(page[0], word) for page, (word, _, _) in now.items()]
+        if len(set(names)) != len(names):
+            found.append(("a unique content lies on two pages of a VM", names, None))
+        values = [value for _, value, _ in now.values()]
+        if len(set(values)) != len(values):
+            found.append(("a unique content lies on two pages", None, values))
+        for page, (word, value, state) in now.items():
+            before = self.last.get(page)
+            if before is None or before == (word, value):
+                continue
+            if before[1] == value or (before[0] == word and state != "resident"):
+                found.append((f"unique content of {page}", (before[0], word), (before[1], value)))
+        self.last = {page: (word, value) for page, (word, value, _) in now.items()}
+        return found
+
+
+def content_of(host: Host, row: Any, word: int) -> Content | None:
+    """A content word of the fast host as the content it stands for; None = unique."""
+    if word & UNIQUE:
+        return None
+    for key, at in host.ranges.items():
+        j = (word & INDEX) - at.base
+        if 0 <= j < at.length:
+            assert key in keys_of(row), f"VM {row.vm} holds a content of {key}"
+            if key.kind == contents.ZERO_RANGE:
+                return ZERO_PAGE
+            family = key.family if key.family >= 0 else f"of image {-1 - key.family}"
+            name = ("", "image", "application", "duplicate")[key.kind]
+            return f"{name} {family} {j}".encode()
+    raise AssertionError(f"content {word & INDEX} of VM {row.vm} lies in no range")
+
+
+def differences(host: Host, esx: Esx, identity: Identity) -> list[Difference]:
+    """All disagreements; empty when the hosts agree."""
+    found = [d for d in _numbers("host", host.state.host[0], host_numbers(esx))]
+    for level in range(4):
+        found += _unequal(f"ms at level {level}", host.state.level_ms[level], esx.level_ms[level])
+    found += _unequal("VMs", host.vm_ids(), sorted(esx.vms))
+    unique: dict[tuple[int, int], tuple[int, Content, str]] = {}
+    for vm in esx.on():
+        v = int((host.state.vms["vm"] == vm.spec.vm).argmax())
+        found += _vm_differences(host, vm, v)
+        for ppn in range(vm.size):
+            found += _page_differences(host, esx, vm, v, ppn, unique)
+    return found + identity.differences(unique)
+
+
+def _unequal(what: str, fast: Any, twin: Any) -> Iterator[Difference]:
+    if fast != twin:
+        yield what, fast, twin
+
+
+def _numbers(what: str, row: Any, numbers: dict[str, int]) -> Iterator[Difference]:
+    for name, twin in numbers.items():
+        yield from _unequal(f"{what} {name}", int(row[name]), twin)
+
+
+def _vm_differences(host: Host, vm: Vm, v: int) -> Iterator[Difference]:
+    st, name = host.state, f"VM {vm.spec.vm}"
+    yield from _numbers(name, st.vms[v], vm_numbers(vm))
+    for cause, lost_ns in zip(CAUSES, st.lost[v].tolist(), strict=True):
+        yield from _unequal(f"{name} ns lost to {cause}", lost_ns, vm.lost[cause])
+    yield from _unequal(f"{name} sample", st.sampled[v, : st.vms[v].samples].tolist(), vm.sampled)
+    fast, twin = sample.active_fraction(st, v), active_fraction(vm)
+    if abs(fast - twin) > TOLERANCE:
+        yield f"{name} active fraction", fast, float(twin)
+
+
+def _page_differences(
+    host: Host,
+    esx: Esx,
+    vm: Vm,
+    v: int,
+    ppn: int,
+    unique: dict[tuple[int, int], tuple[int, Content, str]],
+) -> Iterator[Difference]:
+    """State, use, hint and content of one page; fills `unique`."""
+    st, row, guest = host.state, host.state.vms[v], vm.guest
+    byte, word = int(st.page[row.base_slot + ppn]), int(st.content[row.base_slot + ppn])
+    where, state = f"VM {vm.spec.vm} page {ppn}", vm.state(ppn)
+    yield from _unequal(f"{where} state", STATES[byte & STATE], state)
+    yield from _unequal(f"{where} use", Use(byte >> USE_SHIFT), guest.use[ppn])
+    entry = vm.frame(ppn)
+    in_memory = entry is not None
+    if in_memory:
+        yield from _unequal(f"{where} mapped", byte & ACCESSED != 0, ppn in vm.mapped)
+    else:
+        is_backed = state == "ballooned" and byte & ACCESSED != 0
+        yield from _unequal(f"{where} backed", is_backed, ppn in vm.backed)
+    yield from _hint_differences(esx, vm, ppn, byte, word)
+    if entry is not None and entry.cow:
+        refs = int(st.refs[word & INDEX])
+        yield from _unequal(f"{where} references", refs, esx.index.references(entry.mpn))
+    if in_memory or state == "swapped":
+        holds: Content = esx.read(vm, ppn)
+    elif ppn in guest.away:
+        holds = guest.home[ppn]
+    else:
+        return  # nothing of the guest is in this page
+    fast = content_of(host, row, word)
+    is_unique = holds.startswith(b"written")
+    yield from _unequal(f"{where} content", fast, None if is_unique else holds)
+    if is_unique:
+        unique[vm.spec.vm, ppn] = (word & INDEX, holds, state)
+
+
+def _hint_differences(esx: Esx, vm: Vm, ppn: int, byte: int, word: int) -> Iterator[Difference]:
+    entry = vm.frame(ppn)
+    record = None if entry is None or entry.cow else esx.index.record_of(entry.mpn)
+    where = f"VM {vm.spec.vm} page {ppn}"
+    yield from _unequal(f"{where} hint", byte & HINT != 0, record is not None)
+    if record is None or entry is None:
+        return
+    assert isinstance(record, HintFrame)
+    yield from _unequal(f"{where} hint owner", (vm.spec.vm, ppn), (record.vm, record.ppn))
+    is_stale = content_hash(esx, entry.mpn) & TRUNCATED != record.truncated_hash
+    yield from _unequal(f"{where} hint is stale", word & STALE != 0, is_stale)

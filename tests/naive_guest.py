@@ -1,0 +1,259 @@
+"""The literal twin's guest OS and balloon driver [P 3.2].
+
+The guest knows what each page is used for and what its own disk holds. It gives its balloon free
+pages first, then the page that it can best do without. A touch of a pinned page needs a free guest
+page: the driver trades, so that the guest never notices which PPN it got.
+"""
+
+from __future__ import annotations
+
+import naive_pages as pages
+from naive_machine import ZERO_PAGE, Content, Draws, NoFrame, NoGuestMemory, Stall
+from naive_state import Annotation, Esx, Guest, Use, Vm
+
+from hostsim import rng
+
+GUEST_LOOKS = 64
+"""Random looks of the guest for a page to give: its LRU is approximate."""
+BALLOON_LOOKS = 64
+"""Random looks of a driver for one of its own pages."""
+
+
+def fresh(vm: Vm) -> Content:
+    """A content that no page ever held."""
+    vm.guest.writes += 1
+    return f"written {vm.spec.vm} {vm.guest.writes}".encode()
+
+
+def is_pinned(vm: Vm, ppn: int) -> bool:
+    return vm.pmap.get(ppn) is Annotation.BALLOONED
+
+
+def holds_data(vm: Vm, ppn: int, use: Use) -> bool:
+    """Whether the page is used so, its data in guest memory (which the host may have swapped)."""
+    return vm.guest.use[ppn] is use and ppn not in vm.guest.away
+
+
+# Touching
+
+
+def access(esx: Esx, vm: Vm, ppn: int, is_write: bool) -> int:
+    """The workload touches a page. Cost in ns. Only anonymous pages are written in place."""
+    use = vm.guest.use[ppn]
+    if use is Use.FREE or ppn in vm.guest.away:
+        return fault_in(esx, vm, ppn)
+    if is_write and use is Use.ANON:
+        return pages.touch(esx, vm, ppn, fresh(vm))
+    return pages.touch(esx, vm, ppn, None)
+
+
+def fault_in(esx: Esx, vm: Vm, ppn: int) -> int:
+    """A page that is not in guest memory: first use, or its data is on the guest's disk."""
+    cost = 0
+    if is_pinned(vm, ppn):
+        if vm.driver_lost:  # the guest knows of no balloon: its touch pops the page
+            if esx.free == 0:
+                raise NoFrame
+        else:
+            cost = give_page(esx, vm) * esx.sample
+            take_back(vm, ppn)
+    if vm.guest.use[ppn] is Use.FREE:
+        return cost + first_use(esx, vm, ppn)
+    return cost + page_in(esx, vm, ppn)
+
+
+def first_use(esx: Esx, vm: Vm, ppn: int) -> int:
+    use, content = vm.plan[ppn]
+    cost = pages.touch(esx, vm, ppn, fresh(vm) if content is None else content)
+    vm.guest.use[ppn] = use
+    if use is Use.CACHE:  # the page mirrors a file
+        vm.guest.home[ppn] = esx.read(vm, ppn)
+    return cost
+
+
+def page_in(esx: Esx, vm: Vm, ppn: int) -> int:
+    guest = vm.guest
+    if guest.disk_io_left <= 0:
+        raise NoGuestMemory
+    cost = pages.touch(esx, vm, ppn, guest.home[ppn])
+    guest.disk_io_left -= 1
+    guest.away.remove(ppn)
+    esx.events["guest_page_ins"] += 1
+    vm.cause = "guest_paging"
+    return cost + vm.spec.image.disk.latency * esx.sample
+
+
+def scrub(esx: Esx, vm: Vm, ppn: int) -> int:
+    """A Windows-like guest zeroes a free page, unless its balloon driver holds it."""
+    if vm.guest.use[ppn] is not Use.FREE or (is_pinned(vm, ppn) and not vm.driver_lost):
+        return 0
+    return pages.touch(esx, vm, ppn, ZERO_PAGE)
+
+
+def free_page(esx: Esx, vm: Vm, ppn: int) -> int:
+    """The guest frees a page; the host does not see it."""
+    guest = vm.guest
+    if guest.use[ppn] is Use.FREE:
+        return 0
+    guest.use[ppn] = Use.FREE
+    guest.away.discard(ppn)
+    guest.home.pop(ppn, None)
+    return scrub(esx, vm, ppn) if vm.spec.image.os == "windows" else 0
+
+
+# Giving pages to the balloon
+
+
+def pin(esx: Esx, vm: Vm, ppn: int) -> None:
+    """The driver pins a page that the guest gave up; what backed it is reclaimed."""
+    if vm.pmap.get(ppn) is not None:
+        vm.backed.add(ppn)
+    if vm.frame(ppn) is not None:
+        vm.gave += pages.leave_memory(esx, vm, ppn)
+    vm.swap.pop(ppn, None)
+    vm.pmap[ppn] = Annotation.BALLOONED
+
+
+def give_page(esx: Esx, vm: Vm) -> int:
+    """The guest gives its balloon one page. Cost in ns of one page; it may refuse."""
+    guest = vm.guest
+    free = vm.guest_free()
+    if free:
+        pin(esx, vm, next_free(vm, free))
+        return 0
+    victim = choose_victim(esx, vm)
+    try:
+        if victim is None:
+            raise NoGuestMemory
+        cost = 0
+        if guest.use[victim] is Use.ANON:
+            cost = guest_page_out(esx, vm, victim)
+    except Stall:
+        esx.events["guest_refusals"] += 1
+        raise
+    guest.away.add(victim)
+    pin(esx, vm, victim)
+    return cost
+
+
+def next_free(vm: Vm, free: list[int]) -> int:
+    """Downwards from the last one found, then from the top."""
+    below = [ppn for ppn in free if ppn <= vm.guest.free_cursor]
+    vm.guest.free_cursor = max(below) if below else max(free)
+    return vm.guest.free_cursor
+
+
+def guest_page_out(esx: Esx, vm: Vm, ppn: int) -> int:
+    """An anonymous page goes to the guest's disk; the host may first have to read it: double
+    paging [P 3.1]."""
+    guest = vm.guest
+    if vm.guest_swapped() >= vm.guest_swap or guest.disk_io_left <= 0:
+        raise NoGuestMemory
+    cost = 0
+    if vm.pmap[ppn] is Annotation.SWAPPED:
+        cost = pages.bring_in(esx, vm, ppn)
+        esx.events["double_pagings"] += 1
+    guest.home[ppn] = esx.read(vm, ppn)
+    guest.disk_io_left -= 1
+    esx.events["guest_page_outs"] += 1
+    return cost
+
+
+def choose_victim(esx: Esx, vm: Vm) -> int | None:
+    """Cache, then anonymous pages, outside the active set; then cache, then any, inside it."""
+    draws = esx.draws(rng.GUEST, vm.spec.vm, vm.guest.gifts)
+    vm.guest.gifts += 1
+    victim = find_idle(vm, draws)
+    for use in (Use.CACHE, Use.ANON):
+        if victim is None and vm.in_guest_memory(use):
+            victim = find_use(vm, use, draws)
+    return victim
+
+
+def find_idle(vm: Vm, draws: Draws) -> int | None:
+    """Among random pages outside the active set the first cache page, or else the first anonymous
+    one."""
+    guest = vm.guest
+    idle = guest.span - guest.active
+    if idle <= 0:
+        return None
+    seen = []
+    for look in range(GUEST_LOOKS):
+        offset = guest.window + guest.active + draws.below(GUEST_LOOKS + look, idle)
+        seen.append(guest.kernel + offset % guest.span)
+    for use in (Use.CACHE, Use.ANON):
+        for ppn in seen:
+            if holds_data(vm, ppn, use):
+                return ppn
+    return None
+
+
+def find_use(vm: Vm, use: Use, draws: Draws) -> int:
+    looks = [draws.below(look, vm.size) for look in range(GUEST_LOOKS)]
+    upwards = [(looks[-1] + step) % vm.size for step in range(vm.size)]
+    return next(ppn for ppn in looks + upwards if holds_data(vm, ppn, use))
+
+
+# The balloon driver
+
+
+def take_back(vm: Vm, ppn: int) -> None:
+    """The driver returns a page to the guest."""
+    pages.pop(vm, ppn)
+    vm.guest.free_cursor = ppn
+
+
+def inflate(esx: Esx, vm: Vm, n: int) -> int:
+    """Pin up to `n` pages; the guest's own effort is its loss of time. Returns how many."""
+    done = 0
+    try:
+        while done < n:
+            cost = give_page(esx, vm) * esx.sample
+            if cost > 0:
+                vm.debt_ns += cost
+                vm.cause = "guest_paging"
+            done += 1
+    except Stall:
+        pass
+    esx.events["inflated"] += done
+    return done
+
+
+def deflate(esx: Esx, vm: Vm, n: int, draws: Draws) -> None:
+    """Return `n` random pages of the balloon."""
+    for i in range(n):
+        looks = [draws.below(i * BALLOON_LOOKS + look, vm.size) for look in range(BALLOON_LOOKS)]
+        upwards = [(looks[-1] + step) % vm.size for step in range(vm.size)]
+        take_back(vm, next(ppn for ppn in looks + upwards if is_pinned(vm, ppn)))
+    esx.events["deflated"] += n
+
+
+def restart_driver(esx: Esx, vm: Vm) -> None:
+    """First contact after a guest reset: the old balloon is popped."""
+    for ppn in vm.pages("ballooned"):
+        take_back(vm, ppn)
+        esx.events["pops"] += 1
+    vm.driver_lost = False
+
+
+def reset(vm: Vm) -> None:
+    """The guest boots anew in the memory that it has, and knows of no balloon."""
+    old = vm.guest
+    vm.guest = Guest(
+        use=dict.fromkeys(range(vm.size), Use.FREE),
+        kernel=old.kernel,
+        footprint=old.footprint,
+        boot_end_ns=vm.clock_ns + vm.spec.image.boot * 1_000_000,
+        # What the simulated world remembers of it: where it looked, what it was owed.
+        span=old.span,
+        active=old.active,
+        free_cursor=old.free_cursor,
+        gifts=old.gifts,
+        writes=old.writes,
+        disk_io_left=old.disk_io_left,
+        disk_io=old.disk_io,
+        drift=old.drift,
+        touch_credit=old.touch_credit,
+    )
+    vm.debt_ns = 0
+    vm.driver_lost = True

@@ -1,0 +1,247 @@
+"""The literal twin of hostsim.Host: ESX as the paper describes it, page by page, slow and obvious.
+
+It shares the random streams (hostsim.rng), the configuration models and the composition of guest
+images with the fast host, so that both draw the same pages, and none of its mechanisms. Here is one
+step of its pipeline; VMs come and go in naive_life, mechanisms are in naive_pages, naive_guest and
+naive_workload, decisions in naive_policy, data in naive_state and naive_index.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import naive_guest as guests
+import naive_pages as pages
+import naive_policy as policy
+import naive_workload as workload
+from naive_policy import HARD, LOW, SOFT, slots
+from naive_state import Annotation, Esx, Vm
+
+from hostsim import rng
+
+SAMPLE_LOOKS = 32
+"""Random looks for one page to sample; after them the next page upwards."""
+SLOW_GAIN, FAST_GAIN = Fraction(1, 4), Fraction(3, 4)
+
+
+def step(esx: Esx) -> None:
+    esx.now_ms += esx.tick_ms
+    refill_devices(esx)
+    charge_overheads(esx)
+    changed = update_level(esx)
+    if changed or esx.rebalance or runs_due(esx, esx.config.allocation.balance_period):
+        retarget(esx)
+    poll_balloons(esx)
+    if esx.level >= SOFT:
+        page_out(esx)
+    for vm in esx.on():
+        above = esx.level == LOW and vm.alloc() > vm.target
+        vm.blocked = above or vm.overhead_due > 0
+    run_guests(esx)
+    if esx.config.sharing.enabled:
+        scan(esx)
+    sample(esx)
+    esx.tick += 1
+
+
+def per_step(esx: Esx, pages_per_s: int) -> Fraction:
+    """Slots due in a step at a rate that is kept in whole thousandths of a slot a second."""
+    milli = pages_per_s * 1000 // esx.sample
+    return Fraction(milli * esx.tick_ms, 1_000_000)
+
+
+def runs_due(esx: Esx, period_ms: int) -> int:
+    """How often a mechanism with this period runs in the step that ends now."""
+    return esx.now_ms // period_ms - (esx.now_ms - esx.tick_ms) // period_ms
+
+
+def refill_devices(esx: Esx) -> None:
+    """Operations of a step; whole ones that were left over are lost."""
+    esx.swap_io_left = esx.swap_io.due(per_step(esx, esx.config.swap.iops))
+    for vm in esx.on():
+        guest = vm.guest
+        guest.disk_io_left = guest.disk_io.due(per_step(esx, vm.spec.image.disk.iops))
+
+
+def charge_overheads(esx: Esx) -> None:
+    """A VM's frame buffer, pmap and shadow page tables take machine memory before it starts."""
+    for vm in esx.on():
+        while vm.overhead_due > 0 and esx.free > 0:
+            vm.overhead.append(esx.machine.take(b"overhead", 0))
+            vm.overhead_due -= 1
+
+
+def limits(esx: Esx) -> policy.Levels:
+    return policy.levels(esx.config.reclaim, esx.config.memory, esx.sample)
+
+
+def update_level(esx: Esx) -> bool:
+    before = esx.level
+    esx.level = policy.next_level(limits(esx), before, esx.free)
+    esx.level_free = esx.free
+    esx.level_ms[esx.level] += esx.tick_ms
+    return esx.level != before
+
+
+def retarget(esx: Esx) -> None:
+    """New targets for all VMs, and what their balloons should hold."""
+    esx.rebalance = False
+    config = esx.config
+    claims, touched, active = [], [], []
+    for vm in esx.on():
+        alloc = vm.alloc()
+        touched.append(alloc + len(vm.backed) + len(vm.swap))
+        active.append(active_fraction(vm) * alloc)
+        cap = policy.claimed_slots(config, vm.limit, vm.size, touched[-1], vm.touched_before)
+        vm.touched_before = touched[-1]
+        floor = vm.reservation if vm.shares == 0 else min(vm.reservation, alloc)
+        claims.append(policy.Claim(vm.shares, active[-1], min(floor, cap), cap))
+    overheads = sum(len(vm.overhead) + vm.overhead_due for vm in esx.on())
+    n_frames = slots(config.memory - config.reserve, esx.sample)
+    total = n_frames - overheads - limits(esx).high + esx.shared_saved()
+    is_short = sum(claim.cap for claim in claims) > total
+    targets = policy.divide(total, policy.tax_factor(config), claims)
+    for vm, target, seen, used in zip(esx.on(), targets, touched, active, strict=True):
+        vm.target = target if is_short else vm.limit
+        vm.balloon_target = balloon_target(esx, vm, seen, used)
+
+
+def balloon_target(esx: Esx, vm: Vm, touched: int, active: Fraction) -> int:
+    """The balloon holds what the target leaves of the VM's size, never the reservation."""
+    wanted = max(vm.size - max(vm.target, vm.reservation) - len(vm.swap), 0)
+    wanted = min(wanted, vm.balloon_max)
+    if esx.config.allocation.claim == "touched":
+        if vm.target >= touched:
+            return 0
+        change = wanted - vm.balloon_target
+        if esx.level == policy.HIGH and policy.within_noise(esx.config, vm.alloc(), active, change):
+            return vm.balloon_target
+    return wanted
+
+
+def poll_balloons(esx: Esx) -> None:
+    config = esx.config.balloon
+    polls = runs_due(esx, config.poll)
+    for vm in esx.rotated():
+        vm.gave = 0
+        if polls == 0 or not vm.has_driver or not vm.guest.booted:
+            continue
+        if vm.driver_lost:
+            guests.restart_driver(esx, vm)
+        time_ms = polls * config.poll
+        may_take = vm.inflate.due(rate(esx, config.inflate, time_ms))
+        may_return = vm.deflate.due(rate(esx, config.deflate, time_ms))
+        missing = vm.balloon_target - len(vm.pages("ballooned"))
+        if missing > 0:
+            guests.inflate(esx, vm, min(missing, may_take))
+        else:
+            draws = esx.draws(rng.DEFLATE, vm.spec.vm, esx.tick)
+            guests.deflate(esx, vm, min(-missing, may_return), draws)
+
+
+def rate(esx: Esx, bytes_per_s: int, dt_ms: int) -> Fraction:
+    milli = bytes_per_s * 1000 // (policy.PAGE_BYTES * esx.sample)
+    return Fraction(milli * dt_ms, 1_000_000)
+
+
+def page_out(esx: Esx) -> None:
+    """Swap from the VMs furthest above their targets first, until free memory is high."""
+    goal = limits(esx).high
+    excess = {}
+    for vm in esx.on():
+        can_balloon = (
+            vm.has_driver and vm.guest.booted and vm.count(Annotation.BALLOONED) < (vm.balloon_max)
+        )
+        above = max(vm.alloc() - vm.target, 0)
+        if esx.level >= HARD:
+            excess[vm.spec.vm] = max(above - vm.gave, 0)
+        elif not can_balloon:
+            excess[vm.spec.vm] = above
+    for vm_id in sorted(excess, key=lambda vm_id: (-excess[vm_id], vm_id)):
+        if esx.free < goal and esx.swap_io_left > 0:
+            draws = esx.draws(rng.SWAP, vm_id, esx.tick)
+            pages.page_out_vm(esx, esx.vms[vm_id], excess[vm_id], goal, draws)
+
+
+def run_guests(esx: Esx) -> None:
+    """CPU time beyond what the cores have is lost, by VMs and to scanning, in proportion."""
+    dt_ns = esx.tick_ms * workload.MS
+    demand = sum(workload.cpu_demand(esx, vm) for vm in esx.on())
+    esx.events["cpu_demand_ms"] += demand * esx.tick_ms
+    scan_ns = esx.scanned_last_step * esx.sample * esx.config.costs.scan
+    scanning = scan_ns * 1000 // dt_ns
+    over = max(demand + scanning - esx.config.cpus * 1000, 0)
+    by_scan = min(over, scanning)
+    for vm in esx.rotated():
+        cpu_lost = scan_lost = 0
+        if over > 0 and demand > 0:
+            busy_ns = workload.cpu_demand(esx, vm) * dt_ns // (vm.spec.config.vcpus * 1000)
+            cpu_lost = busy_ns * (over - by_scan) // max(demand, over)
+            scan_lost = busy_ns * by_scan // max(demand, over)
+        workload.run(esx, vm, cpu_lost, scan_lost)
+
+
+def scan(esx: Esx) -> None:
+    """Every sharing VM at its own rate, while the host's budget lasts."""
+    sharing = esx.config.sharing
+    left = esx.scan.due(per_step(esx, sharing.scan_pages_per_s_total))
+    esx.scanned_last_step = 0
+    for vm in esx.rotated():
+        if not vm.sharing:
+            continue
+        milli = sharing.scan_pages_per_s_vm * 1000 // esx.sample
+        if sharing.scan_time:
+            milli = min(milli, vm.size * 1_000_000 // sharing.scan_time)
+        budget = min(vm.scan.due(Fraction(milli * esx.tick_ms, 1_000_000)), left)
+        left -= budget
+        draws = esx.draws(rng.SCAN, vm.spec.vm, esx.tick)
+        esx.scanned_last_step += pages.scan_vm(esx, vm, budget, draws)
+
+
+# Sampling of idle memory [P 5.3]
+
+
+def fraction_touched(vm: Vm) -> Fraction:
+    """Of the sampled pages, those in memory whose mapping was established again."""
+    touched = [ppn for ppn in vm.sampled if vm.frame(ppn) is not None and ppn in vm.mapped]
+    return Fraction(len(touched), len(vm.sampled))
+
+
+def active_fraction(vm: Vm) -> Fraction:
+    """Maximum of slow, fast, and fast with the running period; all of memory at first."""
+    if vm.periods == 0:
+        return Fraction(1)
+    estimates = [vm.slow, vm.fast]
+    if vm.sampled:
+        estimates.append((1 - FAST_GAIN) * vm.fast + FAST_GAIN * fraction_touched(vm))
+    return max(estimates)
+
+
+def sample(esx: Esx) -> None:
+    period_ns = esx.config.sampling.period * workload.MS
+    for vm in esx.on():
+        elapsed_ns = vm.clock_ns - vm.period_start_ns
+        if elapsed_ns < period_ns:
+            continue
+        if vm.sampled:
+            now = fraction_touched(vm)
+            first = vm.periods == 0
+            vm.slow = now if first else (1 - SLOW_GAIN) * vm.slow + SLOW_GAIN * now
+            vm.fast = now if first else (1 - FAST_GAIN) * vm.fast + FAST_GAIN * now
+            vm.periods += 1
+        draw_sample(esx, vm)
+        vm.period_start_ns = vm.clock_ns - elapsed_ns % period_ns
+
+
+def draw_sample(esx: Esx, vm: Vm) -> None:
+    """Choose pages at random, with replacement, and drop their mappings."""
+    draws = esx.draws(rng.SAMPLE, vm.spec.vm, esx.tick)
+    vm.sampled = []
+    if vm.alloc() == 0:
+        return
+    for i in range(esx.config.sampling.pages):
+        looks = [draws.below(i * SAMPLE_LOOKS + look, vm.size) for look in range(SAMPLE_LOOKS)]
+        upwards = [(looks[-1] + up) % vm.size for up in range(vm.size)]
+        ppn = next(ppn for ppn in looks + upwards if vm.frame(ppn) is not None)
+        vm.sampled.append(ppn)
+        vm.mapped.discard(ppn)

@@ -1,0 +1,150 @@
+"""The literal twin's VMs come and go: admission control, what a VM is made of, power on and off."""
+
+from __future__ import annotations
+
+import naive_pages as pages
+import naive_policy as policy
+from naive_index import ContentIndex
+from naive_machine import ZERO_PAGE, Content, Machine
+from naive_policy import slots
+from naive_state import Esx, Guest, Row, Use, Vm
+
+from hostsim.composition import compose
+from hostsim.config import HostConfig
+from hostsim.program import KEEP, LOCALITIES
+from hostsim.spec import VmSpec
+
+CLASSES = ("zero", "image", "application", "duplicate", "unique")
+PATTERN = 1000
+"""Slots after which an image's composition repeats."""
+
+
+class Refused(Exception):  # noqa: N818 - an answer, not an error
+    """Admission control [P 6.2] says no."""
+
+
+def new_host(host: int, config: HostConfig, seed: int, sample: int, tick_ms: int) -> Esx:
+    n_frames = slots(config.memory - config.reserve, sample)
+    machine = Machine({}, list(range(n_frames)))
+    return Esx(host, config, seed, sample, tick_ms, machine, ContentIndex(), level_free=n_frames)
+
+
+def why_refused(esx: Esx, spec: VmSpec) -> str | None:
+    every = [vm.spec.config for vm in esx.on()]
+    reserved = [esx.vms[vm].reservation_bytes for vm in esx.vms]
+    new = spec.config
+    memory = sum(reserved) + sum(c.overhead for c in every) + new.reservation + new.overhead
+    if memory > esx.config.memory - esx.config.reserve:
+        return "memory-reservation"
+    swap = sum(c.memory for c in every) - sum(reserved) + new.memory - new.reservation
+    return "swap-space" if swap > esx.config.swap_space_bytes else None
+
+
+def planned_pages(
+    spec: VmSpec, size: int, kernel: int, footprint: int
+) -> list[tuple[Use, Content | None]]:
+    """Use and content of each page at its first use. The j-th page of a class holds the j-th
+    content of its family; None = written by the guest itself."""
+    composition = compose(spec.image)
+    application = spec.application_range or f"of image {spec.image_range}"
+    seen = dict.fromkeys(CLASSES, 0)
+    plan: list[tuple[Use, Content | None]] = []
+    for ppn in range(size):
+        section, first = (
+            (0, 0) if ppn < kernel else (1, kernel) if ppn < footprint else (2, footprint)
+        )
+        use, number = divmod(int(composition.kinds[section][(ppn - first) % PATTERN]), 8)
+        name = CLASSES[number]
+        j, seen[name] = seen[name], seen[name] + 1
+        content = {
+            "zero": ZERO_PAGE,
+            "image": f"image {spec.image_range} {j}".encode(),
+            "application": f"application {application} {j}".encode(),
+            "duplicate": f"duplicate {spec.vm} {j * 1000 // composition.copies_permille}".encode(),
+            "unique": None,
+        }[name]
+        plan.append((Use(use), content))
+    return plan
+
+
+def program_rows(spec: VmSpec, sample: int) -> list[Row]:
+    def scaled(amount: int) -> int:
+        return max(slots(amount * policy.PAGE_BYTES, sample), 1) if amount > 0 else 0
+
+    return [
+        Row(
+            until_ms=int(row["until_ms"]),
+            memory=None if row["memory_pages"] == KEEP else scaled(int(row["memory_pages"])),
+            growth_milli_per_s=int(row["growth_pages_per_s"]) * 1000 // sample,
+            active=scaled(int(row["active_pages"])),
+            touch_interval_ms=int(row["touch_interval_ms"]),
+            writes_permille=int(row["writes_permille"]),
+            locality=LOCALITIES[row["locality"]],
+            drift_permille_per_h=int(row["drift_permille_per_h"]),
+            cpu_permille=int(row["cpu_permille"]),
+        )
+        for row in spec.program
+    ]
+
+
+def new_vm(esx: Esx, spec: VmSpec) -> Vm:
+    config, k = spec.config, esx.sample
+    size = max(slots(config.memory, k), 1)
+    limit = config.memory if config.limit is None else config.limit
+    guest_swap = config.guest_swap
+    if guest_swap is None:
+        guest_swap = config.memory - config.reservation
+    footprint = max(min(slots(spec.image.footprint, k), size), 1)
+    kernel = min(footprint * compose(spec.image).kernel_permille // 1000, size - 1)
+    has_driver = config.balloon == "present"
+    vm = Vm(
+        spec=spec,
+        size=size,
+        reservation=min(slots(config.reservation, k), size),
+        limit=min(slots(limit, k), size),
+        shares=config.share_count,
+        overhead_due=slots(config.overhead, k),
+        salt=spec.vm + 1 if esx.config.sharing.salting == "vm" else 0,
+        sharing=config.sharing and esx.config.sharing.enabled,
+        has_driver=has_driver,
+        balloon_max=size * esx.config.balloon.maximum // 1000 if has_driver else 0,
+        guest_swap=slots(guest_swap, k),
+        plan=planned_pages(spec, size, kernel, footprint),
+        program=program_rows(spec, k),
+        guest=Guest(dict.fromkeys(range(size), Use.FREE), kernel=kernel, footprint=footprint),
+        start_ms=esx.now_ms,
+        reservation_bytes=config.reservation,
+    )
+    vm.target = vm.limit
+    vm.guest.free_cursor = size - 1
+    vm.guest.boot_end_ns = spec.image.boot * 1_000_000
+    return vm
+
+
+def power_on(esx: Esx, spec: VmSpec) -> None:
+    reason = why_refused(esx, spec)
+    if reason is not None:
+        raise Refused(reason)
+    esx.vms[spec.vm] = new_vm(esx, spec)
+    esx.rebalance = True
+
+
+def power_off(esx: Esx, vm_id: int) -> None:
+    vm = esx.vms[vm_id]
+    for ppn in range(vm.size):
+        if vm.frame(ppn) is not None:
+            pages.leave_memory(esx, vm, ppn)
+    for mpn in vm.overhead:
+        esx.machine.release(mpn)
+    del esx.vms[vm_id]
+    esx.rebalance = True
+
+
+def set_vm(esx: Esx, vm_id: int, reservation: int, limit: int, shares: int) -> None:
+    """New allocation parameters, in bytes; admission was asked before."""
+    vm = esx.vms[vm_id]
+    vm.reservation_bytes = reservation
+    vm.reservation = min(slots(reservation, esx.sample), vm.size)
+    vm.limit = min(slots(limit, esx.sample), vm.size)
+    vm.shares = shares
+    esx.rebalance = True

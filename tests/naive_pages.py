@@ -1,0 +1,227 @@
+"""The literal twin's pages: sharing by content, faults, copy-on-write, host swap. No policy.
+
+Each function is one paragraph of the paper over the pmap of a VM, the frames of the machine and the
+content index. A touch that cannot be served raises the reason why (`Stall`).
+"""
+
+from __future__ import annotations
+
+from naive_index import TRUNCATED, HintFrame, SharedFrame
+from naive_machine import ZERO_PAGE, Content, Draws, NoFrame, NoIo
+from naive_state import Annotation, Backed, Esx, Vm
+
+SCAN_DRAWS = 4
+"""Draws for each page of scan budget: pages without a frame are passed over."""
+VICTIM_LOOKS = 64
+"""Random looks for a swap victim; after them the next page upwards."""
+
+# Sharing [P 4.3]
+
+
+def content_hash(esx: Esx, mpn: int) -> int:
+    frame = esx.machine.frames[mpn]
+    return esx.index.hash_page(frame.salt, frame.content)
+
+
+def drop_hint(esx: Esx, mpn: int) -> bool:
+    """Forget the hint on a private frame, if there is one. Whether it was stale."""
+    record = esx.index.record_of(mpn)
+    if record is None:
+        return False
+    assert isinstance(record, HintFrame)
+    esx.index.remove(mpn)
+    return record.truncated_hash != content_hash(esx, mpn) & TRUNCATED
+
+
+def become_reference(esx: Esx, vm: Vm, ppn: int, mpn: int) -> None:
+    """The page now refers to the shared frame `mpn`; its redundant copy is reclaimed."""
+    entry = vm.frame(ppn)
+    assert entry is not None and not entry.cow and entry.mpn != mpn
+    esx.machine.release(entry.mpn)
+    vm.pmap[ppn] = Backed(mpn, cow=True)
+
+
+def share(esx: Esx, vm: Vm, ppn: int, insert_hint: bool) -> bool:
+    """Look for an equal frame, by hash and then byte by byte. Whether the page is shared now.
+
+    A false match (equal hashes, other bytes) makes the page ineligible: it is not even a hint.
+    """
+    entry = vm.frame(ppn)
+    assert entry is not None and not entry.cow
+    candidate, page_hash = esx.machine.frames[entry.mpn], content_hash(esx, entry.mpn)
+    for record in esx.index.find(page_hash):
+        if isinstance(record, SharedFrame):
+            if esx.machine.frames[record.mpn] != candidate:
+                return False
+            become_reference(esx, vm, ppn, record.mpn)
+            esx.index.change_references(record.mpn, +1)
+            return True
+        if content_hash(esx, record.mpn) & TRUNCATED != record.truncated_hash:
+            esx.index.remove(record.mpn)
+            esx.events["stale_hints"] += 1
+            continue
+        if esx.machine.frames[record.mpn] != candidate:
+            return False
+        hinted = esx.vms[record.vm].frame(record.ppn)
+        assert hinted is not None and hinted.mpn == record.mpn and not hinted.cow
+        hinted.cow = True
+        become_reference(esx, vm, ppn, record.mpn)
+        esx.index.make_shared(page_hash, record.mpn)
+        return True
+    if insert_hint:
+        esx.index.insert_hint(page_hash, entry.mpn, vm.spec.vm, ppn)
+    return False
+
+
+def scan_page(esx: Esx, vm: Vm, ppn: int) -> None:
+    """A page with a frame becomes the candidate."""
+    esx.events["scanned"] += 1
+    entry = vm.frame(ppn)
+    assert entry is not None
+    if not entry.cow:
+        esx.events["stale_hints"] += drop_hint(esx, entry.mpn)
+        esx.events["shares_made"] += share(esx, vm, ppn, insert_hint=True)
+
+
+def scan_vm(esx: Esx, vm: Vm, budget: int, draws: Draws) -> int:
+    """Scan random pages of a VM. Returns how many were hashed."""
+    scanned = 0
+    for draw in range(SCAN_DRAWS * budget):
+        ppn = draws.below(draw, vm.size)
+        if scanned < budget and vm.frame(ppn) is not None:
+            scan_page(esx, vm, ppn)
+            scanned += 1
+    return scanned
+
+
+# Leaving and entering machine memory
+
+
+def leave_memory(esx: Esx, vm: Vm, ppn: int) -> int:
+    """The page gives up its frame; a shared one is freed by its last holder. Frames freed."""
+    entry = vm.frame(ppn)
+    assert entry is not None
+    del vm.pmap[ppn]
+    vm.mapped.discard(ppn)
+    if not entry.cow:
+        drop_hint(esx, entry.mpn)
+    elif esx.index.change_references(entry.mpn, -1) > 0:
+        return 0
+    else:
+        esx.index.remove(entry.mpn)
+    esx.machine.release(entry.mpn)
+    return 1
+
+
+def pop(vm: Vm, ppn: int) -> None:
+    """A ballooned page is the guest's again, without a frame."""
+    assert vm.pmap.pop(ppn) is Annotation.BALLOONED
+    vm.backed.discard(ppn)
+
+
+def bring_in(esx: Esx, vm: Vm, ppn: int) -> int:
+    """Back the page with a frame. Cost in ns of one page. A fault never reclaims."""
+    if vm.frame(ppn) is not None:
+        return 0
+    if esx.free == 0:
+        raise NoFrame
+    if vm.pmap.get(ppn) is Annotation.SWAPPED:
+        if esx.swap_io_left <= 0:
+            raise NoIo
+        esx.swap_io_left -= 1
+        vm.pmap[ppn] = Backed(esx.machine.take(vm.swap.pop(ppn), vm.salt))
+        esx.events["swap_ins"] += 1
+        vm.cause = "swap_in"
+        return esx.config.swap.latency
+    if vm.pmap.get(ppn) is Annotation.BALLOONED:
+        pop(vm, ppn)
+        esx.events["pops"] += 1
+    vm.pmap[ppn] = Backed(esx.machine.take(ZERO_PAGE, vm.salt))
+    esx.events["zero_fills"] += 1
+    return 0
+
+
+def write(esx: Esx, vm: Vm, ppn: int, content: Content) -> int:
+    """The guest writes to a page that has a frame. Cost in ns of one page.
+
+    A shared frame is copied; its sole holder writes in place, and the frame is private again.
+    """
+    entry = vm.frame(ppn)
+    assert entry is not None
+    if not entry.cow:
+        esx.machine.frames[entry.mpn].content = content
+        return 0
+    if esx.index.references(entry.mpn) == 1:
+        esx.index.remove(entry.mpn)
+        entry.cow = False
+        esx.machine.frames[entry.mpn].content = content
+        esx.events["cow_reuses"] += 1
+        return 0
+    vm.pmap[ppn] = Backed(esx.machine.take(content, vm.salt))
+    esx.index.change_references(entry.mpn, -1)
+    esx.events["cow_breaks"] += 1
+    vm.cause = "cow"
+    return esx.config.costs.cow
+
+
+def touch(esx: Esx, vm: Vm, ppn: int, content: Content | None) -> int:
+    """The guest reads a page (None) or writes `content` to it. Cost in ns of the whole slot.
+
+    The touch establishes a mapping: the sampler sees whether a page without one gets one.
+    """
+    cost = bring_in(esx, vm, ppn)
+    if content is not None:
+        cost += write(esx, vm, ppn, content)
+    vm.mapped.add(ppn)
+    return cost * esx.sample
+
+
+# Host swap [P 3.3]
+
+
+def is_victim(esx: Esx, vm: Vm, ppn: int) -> bool:
+    """Whether losing the page frees a frame."""
+    entry = vm.frame(ppn)
+    return entry is not None and (not entry.cow or esx.index.references(entry.mpn) == 1)
+
+
+def find_victim(esx: Esx, vm: Vm, draws: Draws, draw: int) -> int | None:
+    ppn = 0
+    for look in range(VICTIM_LOOKS):
+        ppn = draws.below(draw * VICTIM_LOOKS + look, vm.size)
+        if is_victim(esx, vm, ppn):
+            return ppn
+    for step in range(1, vm.size + 1):
+        if is_victim(esx, vm, (ppn + step) % vm.size):
+            return (ppn + step) % vm.size
+    return None
+
+
+def page_out(esx: Esx, vm: Vm, ppn: int) -> None:
+    """Share before swap: only a page that no equal frame is known of is written."""
+    entry = vm.frame(ppn)
+    assert entry is not None
+    if not entry.cow:
+        esx.events["stale_hints"] += drop_hint(esx, entry.mpn)
+        if vm.sharing and share(esx, vm, ppn, insert_hint=False):
+            esx.events["shared_before_swap"] += 1
+            return
+    vm.swap[ppn] = esx.read(vm, ppn)
+    leave_memory(esx, vm, ppn)
+    vm.pmap[ppn] = Annotation.SWAPPED
+    esx.events["swap_outs"] += 1
+    esx.swap_io_left -= 1
+
+
+def page_out_vm(esx: Esx, vm: Vm, n: int, free_goal: int, draws: Draws) -> int:
+    """Random victims, up to `n`, while memory is short and device and swap space have room."""
+    done = 0
+    while done < n and esx.free < free_goal and esx.swap_io_left > 0:
+        if len(vm.swap) >= vm.size - vm.reservation:
+            break
+        ppn = find_victim(esx, vm, draws, done)
+        if ppn is None:
+            break
+        page_out(esx, vm, ppn)
+        done += 1
+    return done

@@ -1,0 +1,189 @@
+"""One fast host and its literal twin, driven together: each operation is done to both, then
+compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import naive_guest
+import naive_host
+import naive_life
+import naive_pages
+import numpy as np
+from naive_compare import Difference, Identity, differences
+from naive_machine import NoFrame, NoGuestMemory, NoIo, Stall
+from naive_state import Esx, Vm
+
+from hostsim import balloon, fault, guest, invariants, rng, share, swap, tick
+from hostsim.config import GuestImage, HostConfig, VmConfig, Workload
+from hostsim.host import Host
+from hostsim.program import Rows, from_workload
+from hostsim.spec import VmSpec
+from hostsim.units import HostId, VmId, pages
+
+STALLS = {NoFrame: fault.NO_FRAME, NoIo: fault.NO_IO, NoGuestMemory: fault.NO_GUEST_MEMORY}
+
+
+class DisagreeError(AssertionError):
+    """The hosts differ."""
+
+
+def vm_spec(
+    vm: int,
+    config: VmConfig,
+    image: GuestImage,
+    workload: Workload | Rows,
+    image_range: int = 1,
+    application_range: int = 0,
+    offset_ms: int = 0,
+) -> VmSpec:
+    """A VM to power on; rows instead of phases are a trace, on the wall clock."""
+    is_phases = isinstance(workload, Workload)
+    return VmSpec(
+        vm=VmId(vm),
+        name=f"vm-{vm}",
+        config=config,
+        image=image,
+        image_range=image_range,
+        application_range=application_range,
+        program=from_workload(workload, pages(config.memory)) if is_phases else workload,
+        repeat=workload.repeat if is_phases else False,
+        vm_clock=is_phases,
+        offset_ms=offset_ms,
+    )
+
+
+def served(operation: Callable[[], int]) -> int:
+    """What an operation of the twin costs, or the fast host's word for why it stalls."""
+    try:
+        return operation()
+    except Stall as why:
+        return int(STALLS[type(why)])
+
+
+@dataclass
+class Pair:
+    """`fast` and `twin` see the same operations. After each of them `check` must hold."""
+
+    config: HostConfig
+    seed: int
+    sample: int
+    tick_ms: int = 1000
+    fast: Host = field(init=False)
+    twin: Esx = field(init=False)
+    identity: Identity = field(init=False, default_factory=Identity)
+
+    def __post_init__(self) -> None:
+        self.fast = Host(HostId(3), self.config, self.seed, self.sample, self.tick_ms)
+        self.twin = naive_life.new_host(3, self.config, self.seed, self.sample, self.tick_ms)
+
+    def check(self) -> None:
+        """Both hosts agree, and the fast one is sound."""
+        invariants.check(self.fast.state)
+        found: list[Difference] = differences(self.fast, self.twin, self.identity)
+        if found:
+            lines = [f"{what}: fast {fast}, twin {twin}" for what, fast, twin in found]
+            tick_now = self.twin.tick
+            raise DisagreeError("\n".join([f"after tick {tick_now}:", *lines[:30]]))
+
+    def _both(self, what: str, fast: int, twin: int) -> int:
+        if fast != twin:
+            raise DisagreeError(f"{what} at tick {self.twin.tick}: fast {fast}, twin {twin}")
+        return fast
+
+    def _row(self, vm: int) -> int:
+        return int((self.fast.state.vms["vm"] == vm).argmax())
+
+    def _vm(self, vm: int) -> Vm:
+        return self.twin.vms[vm]
+
+    # Life cycle
+
+    def power_on(self, spec: VmSpec) -> bool:
+        """Power on if admission control lets it. Whether it did."""
+        reason = self.fast.why_refused(spec)
+        expected = naive_life.why_refused(self.twin, spec)
+        if reason != expected:
+            raise DisagreeError(f"admission of VM {spec.vm}: fast {reason}, twin {expected}")
+        if reason is None:
+            self.fast.power_on(spec)
+            naive_life.power_on(self.twin, spec)
+        return reason is None
+
+    def power_off(self, vm: int) -> None:
+        self.fast.power_off(VmId(vm))
+        naive_life.power_off(self.twin, vm)
+
+    def reset(self, vm: int) -> None:
+        self.fast.reset(VmId(vm))
+        naive_guest.reset(self._vm(vm))
+
+    def set_vm(self, vm: int, reservation: int, limit: int, shares: int) -> None:
+        """New allocation parameters; the caller keeps reservation within limit and admission."""
+        self.fast.set_vm(VmId(vm), reservation=reservation, limit=limit, shares=shares)
+        naive_life.set_vm(self.twin, vm, reservation, limit, shares)
+
+    def measure(self) -> None:
+        """End a measuring interval in both."""
+        naive_life.measure(self.twin, *self.fast.measure())
+
+    # Steps
+
+    def step(self, n: int = 1) -> None:
+        for _ in range(n):
+            tick.step(self.fast.state)
+            naive_host.step(self.twin)
+            self.check()
+
+    def retarget(self) -> None:
+        tick.retarget(self.fast.state)
+        naive_host.retarget(self.twin)
+
+    # Single mechanisms
+
+    def access(self, vm: int, ppn: int, is_write: bool) -> int:
+        fast = guest.access(self.fast.state, self._row(vm), ppn, int(is_write))
+        twin = served(lambda: naive_guest.access(self.twin, self._vm(vm), ppn, is_write))
+        return self._both(f"access to page {ppn} of VM {vm}", fast, twin)
+
+    def copy(self, vm: int, ppn: int, source: int) -> int:
+        """The guest writes what `source`, a page in its memory with common content, holds."""
+        row = self._row(vm)
+        st = self.fast.state
+        word = int(st.content[st.vms[row].base_slot + source]) & ~int(fault.INDEX + 1)
+        content = self.twin.read(self._vm(vm), source)
+        fast = fault.touch(st, row, ppn, 1, word)
+        twin = served(lambda: naive_pages.touch(self.twin, self._vm(vm), ppn, content))
+        return self._both(f"write to page {ppn} of VM {vm}", fast, twin)
+
+    def free_page(self, vm: int, ppn: int) -> int:
+        fast = guest.free_page(self.fast.state, self._row(vm), ppn)
+        twin = served(lambda: naive_guest.free_page(self.twin, self._vm(vm), ppn))
+        return self._both(f"free page {ppn} of VM {vm}", fast, twin)
+
+    def scan_page(self, vm: int, ppn: int) -> None:
+        share.scan_page(self.fast.state, self._row(vm), ppn)
+        naive_pages.scan_page(self.twin, self._vm(vm), ppn)
+
+    def scan_vm(self, vm: int, budget: int) -> int:
+        fast = share.scan_vm(self.fast.state, self._row(vm), budget)
+        draws = self.twin.draws(rng.SCAN, vm, self.twin.tick)
+        twin = naive_pages.scan_vm(self.twin, self._vm(vm), budget, draws)
+        return self._both(f"scan of VM {vm}", fast, twin)
+
+    def inflate(self, vm: int, n: int) -> int:
+        fast = balloon.inflate(self.fast.state, self._row(vm), n)
+        return self._both("inflate", fast, naive_guest.inflate(self.twin, self._vm(vm), n))
+
+    def deflate(self, vm: int, n: int) -> None:
+        """`n` at most the size of the balloon."""
+        draws = self.twin.draws(rng.DEFLATE, vm, self.twin.tick)
+        balloon.deflate(self.fast.state, self._row(vm), n, np.uint64(draws.key))
+        naive_guest.deflate(self.twin, self._vm(vm), n, draws)
+
+    def page_out(self, vm: int, n: int, free_goal: int) -> int:
+        fast = swap.page_out_vm(self.fast.state, self._row(vm), n, free_goal)
+        draws = self.twin.draws(rng.SWAP, vm, self.twin.tick)
+        twin = naive_pages.page_out_vm(self.twin, self._vm(vm), n, free_goal, draws)
+        return self._both(f"page out VM {vm}", fast, twin)

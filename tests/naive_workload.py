@@ -1,0 +1,259 @@
+"""The literal twin's workload: what a guest does with the time that is left to it in a step.
+
+A guest is a closed loop: boot, then resize, drift and touch the active set, as long as time lasts.
+Lost time is kept by cause; what does not fit into a step is a debt for the next one. Every touch is
+made, the unobservable ones too.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import naive_guest as guests
+from naive_machine import Draws, NoGuestMemory, NoIo, Stall
+from naive_state import Esx, Row, Vm
+
+from hostsim import rng
+
+MS = 1_000_000
+HALF = 1 << 32
+BOOT_CPU_PERMILLE = 1000
+
+
+class StepOver(Exception):  # noqa: N818 - an end, not an error
+    """No time is left in this step."""
+
+
+def row_in_force(esx: Esx, vm: Vm) -> Row:
+    """The program's row by the VM's own clock (phases) or by the wall clock (traces)."""
+    if vm.spec.vm_clock:
+        at_ms = (vm.clock_ns - vm.guest.boot_end_ns) // MS + vm.spec.offset_ms
+    else:
+        at_ms = esx.now_ms - vm.start_ms + vm.spec.offset_ms
+    if vm.spec.repeat:
+        at_ms %= vm.program[-1].until_ms
+    return next((row for row in vm.program if at_ms < row.until_ms), vm.program[-1])
+
+
+def cpu_demand(esx: Esx, vm: Vm) -> int:
+    """In permille of a core."""
+    if not vm.guest.booted:
+        return BOOT_CPU_PERMILLE
+    return row_in_force(esx, vm).cpu_permille * vm.spec.config.vcpus
+
+
+# Time
+
+
+def lose(vm: Vm, cost_ns: int, cause: str) -> None:
+    now = min(cost_ns, vm.left_ns)
+    vm.lost[cause] += now
+    vm.left_ns -= now
+    if cost_ns > now:
+        vm.debt_ns += cost_ns - now
+        vm.cause = cause
+
+
+def charge(vm: Vm, cost_ns: int) -> None:
+    """The touch is done. The step ends when it took the rest of it."""
+    if cost_ns > 0:
+        lose(vm, cost_ns, vm.cause)
+    if vm.left_ns == 0:
+        raise StepOver
+
+
+def stall(esx: Esx, vm: Vm, why: Stall) -> None:
+    """The touch is not done: the guest waits for the rest of the step."""
+    esx.events["stalled_touches"] += 1
+    cause = "blocked"
+    if isinstance(why, NoIo):
+        cause = "swap_in"
+    elif isinstance(why, NoGuestMemory):
+        cause = "guest_paging"
+    lose(vm, vm.left_ns, cause)
+    raise StepOver from why
+
+
+# Boot
+
+
+def boot(esx: Esx, vm: Vm) -> None:
+    """The footprint comes in at an even rate; a Windows-like guest zeroes all its memory."""
+    guest, image = vm.guest, vm.spec.image
+    part = Fraction(esx.tick_ms, image.boot)
+    windows = image.os == "windows"
+    due = guest.growth.due(guest.footprint * part)
+    try:
+        grow(esx, vm, min(due, guest.footprint - guest.brk))
+        if vm.left_ns > 0 and windows:
+            due = guest.scrubbing.due(vm.size * part)
+            scrub_all(esx, vm, min(due, vm.size - guest.scrub_cursor))
+    except StepOver:
+        # Growing may use up the step; scrubbing is then not even due in it.
+        pass
+    scrubbed = not windows or guest.scrub_cursor == vm.size
+    if vm.clock_ns >= guest.boot_end_ns and guest.brk >= guest.footprint and scrubbed:
+        guest.booted = True
+        guest.boot_end_ns = vm.clock_ns
+        guest.growth.owed = Fraction(0)
+        row = row_in_force(esx, vm)
+        if row.memory is None:
+            guest.window = max(guest.brk - guest.kernel - row.active, 0)
+
+
+def scrub_all(esx: Esx, vm: Vm, n: int) -> None:
+    for _ in range(n):
+        try:
+            cost = guests.scrub(esx, vm, vm.guest.scrub_cursor)
+        except Stall as why:
+            stall(esx, vm, why)
+        vm.guest.scrub_cursor += 1
+        charge(vm, cost)
+
+
+def grow(esx: Esx, vm: Vm, n: int) -> None:
+    for _ in range(n):
+        try:
+            cost = guests.access(esx, vm, vm.guest.brk, False)
+        except Stall as why:
+            stall(esx, vm, why)
+        vm.guest.brk += 1
+        charge(vm, cost)
+
+
+def shrink(esx: Esx, vm: Vm, n: int) -> None:
+    for _ in range(n):
+        try:
+            cost = guests.free_page(esx, vm, vm.guest.brk - 1)
+        except Stall as why:
+            stall(esx, vm, why)
+        vm.guest.brk -= 1
+        charge(vm, cost)
+
+
+# Work
+
+
+def work(esx: Esx, vm: Vm, dt_ns: int) -> None:
+    """One step of the program: resize, drift, touch."""
+    guest, row = vm.guest, row_in_force(esx, vm)
+    if row.memory is not None and row.memory != guest.brk:
+        resize(esx, vm, row)
+    last = vm.size if row.memory is None else guest.brk
+    guest.span = max(last - guest.kernel, 1)
+    guest.active = min(row.active, guest.span)
+    hours = Fraction(esx.tick_ms, 3_600_000)
+    moved = guest.drift.due(guest.active * Fraction(row.drift_permille_per_h, 1000) * hours)
+    guest.window = (guest.window + moved) % guest.span
+    if guest.active > 0:
+        touch_active_set(esx, vm, row, dt_ns)
+
+
+def resize(esx: Esx, vm: Vm, row: Row) -> None:
+    guest = vm.guest
+    assert row.memory is not None
+    memory = min(row.memory, vm.size)
+    due = guest.growth.due(Fraction(row.growth_milli_per_s * esx.tick_ms, 1_000_000))
+    try:
+        if guest.brk < memory:
+            grow(esx, vm, min(due, memory - guest.brk))
+        else:
+            shrink(esx, vm, min(due, guest.brk - max(memory, guest.kernel)))
+    except StepOver:
+        pass
+
+
+def touch_active_set(esx: Esx, vm: Vm, row: Row, dt_ns: int) -> None:
+    """As many touches as are due, spread evenly over the step; on the wall clock also what an
+    earlier step left undone, at most twice the usual."""
+    guest = vm.guest
+    guest.touch_credit += guest.active * esx.tick_ms
+    n, guest.touch_credit = divmod(guest.touch_credit, row.touch_interval_ms)
+    if n == 0:
+        return
+    extra = 0
+    if not vm.spec.vm_clock:
+        extra = n * min(vm.backlog_ns, dt_ns) // dt_ns
+    done = touch_pages(esx, vm, row, n + extra, dt_ns // (n + extra))
+    guest.sweep = (guest.sweep + done) % guest.active
+    vm.touches += done
+    if not vm.spec.vm_clock:
+        vm.backlog_ns = max(0, vm.backlog_ns + dt_ns - done * (dt_ns // n))
+        if done >= n + extra and extra < n:
+            vm.backlog_ns = 0
+
+
+def touch_pages(esx: Esx, vm: Vm, row: Row, n: int, touch_ns: int) -> int:
+    """Touch `n` pages of the active set, `touch_ns` apart, while time lasts. How many were."""
+    draws = esx.draws(rng.TOUCH, vm.spec.vm, esx.tick)
+    for done in range(n):
+        if vm.left_ns < touch_ns:
+            return done
+        vm.left_ns -= touch_ns
+        offset = choose_offset(vm, row, draws, done)
+        is_write = draws.word(done) % HALF * 1000 // HALF < row.writes_permille
+        ppn = vm.guest.kernel + (vm.guest.window + offset) % vm.guest.span
+        try:
+            cost = guests.access(esx, vm, ppn, is_write)
+        except Stall as why:
+            try:
+                stall(esx, vm, why)
+            except StepOver:
+                return done
+        vm.guest.brk = max(vm.guest.brk, ppn + 1)
+        try:
+            charge(vm, cost)
+        except StepOver:
+            return done + 1
+    return n
+
+
+def choose_offset(vm: Vm, row: Row, draws: Draws, i: int) -> int:
+    """Place in the active set of touch `i` of this step."""
+    active = vm.guest.active
+    if row.locality == "sweep":
+        return (vm.guest.sweep + i) % active
+    if row.locality == "zipf":  # the page used last is the most popular
+        return active - 1 - zipf_rank(Draws(draws.word(i)).word(1), active)
+    return draws.below(i, active)
+
+
+def zipf_rank(word: int, n: int) -> int:
+    """Ranks fall into octaves of 1, 2, 4, ... ranks, each as likely as the others: about 1 / rank.
+    The last octave counts by its part. High half of the word: which octave; low half: where."""
+    octaves = [range((1 << o) - 1, min((2 << o) - 1, n)) for o in range(n.bit_length())]
+    octaves = [octave for octave in octaves if octave]
+    full = 1 << (len(octaves) - 1)  # ranks that the last octave would have if it were whole
+    weights = [full] * (len(octaves) - 1) + [len(octaves[-1])]
+    pick = word // HALF * sum(weights) // HALF
+    for octave, weight in zip(octaves, weights, strict=True):
+        if pick < weight:
+            return octave[word % HALF * len(octave) // HALF]
+        pick -= weight
+    raise AssertionError("the weights do not sum to the total")
+
+
+# A step of one VM
+
+
+def run(esx: Esx, vm: Vm, cpu_lost_ns: int, scan_lost_ns: int) -> None:
+    """What contention, blocking and old debts leave of the step is the guest's."""
+    dt_ns = esx.tick_ms * MS
+    lost_before = vm.lost.total()
+    vm.on_ns += dt_ns
+    vm.left_ns = dt_ns
+    if vm.blocked:
+        lose(vm, dt_ns, "blocked")
+    lose(vm, min(cpu_lost_ns, vm.left_ns), "cpu")
+    lose(vm, min(scan_lost_ns, vm.left_ns), "scan")
+    debt = min(vm.debt_ns, vm.left_ns)
+    vm.debt_ns -= debt
+    lose(vm, debt, vm.cause)
+    if vm.left_ns > 0:
+        if vm.guest.booted:
+            work(esx, vm, dt_ns)
+        else:
+            boot(esx, vm)
+    elif vm.guest.booted and not vm.spec.vm_clock:
+        vm.backlog_ns += dt_ns
+    vm.clock_ns += dt_ns - (vm.lost.total() - lost_before)
