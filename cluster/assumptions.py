@@ -15,7 +15,7 @@ from cluster import scenario_text
 from cluster.scenario import Scenario
 from cluster.trace_vms import TraceVms
 from cluster.traces import Trace
-from hostsim.config import ContentTable
+from hostsim.guest_config import ContentTable
 
 Assumptions = dict[str, Any]
 """Path -> value: text with its unit, number, true or false."""

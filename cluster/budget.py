@@ -15,7 +15,7 @@ import numpy as np
 from cluster.population import PlannedVm, Population
 from cluster.scenario import SAMPLE_MAX
 from cluster.yaml_input import InputError, Problem
-from hostsim.config import ContentTable, GuestImage
+from hostsim.guest_config import ContentTable, GuestImage
 from hostsim.program import ROW
 from hostsim.spec import VmSpec
 from hostsim.units import GIB, MIB, slots

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from cluster.scenario import HostGroup, VmGroup, member_names
 from cluster.scenario_file import Loaded
 from cluster.trace_vms import below, programs
-from hostsim.config import GuestImage, HostConfig, VmConfig, Workload
+from hostsim.config import HostConfig, VmConfig
+from hostsim.guest_config import GuestImage, Workload
 from hostsim.program import Rows, from_workload
 from hostsim.spec import VmSpec
 from hostsim.units import PAGE_SIZE, HostId, VmId, pages

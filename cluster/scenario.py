@@ -14,16 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from cluster import scenario_text
-from hostsim.config import (
-    DISKS,
-    PROFILES,
-    FrozenModel,
-    GuestImage,
-    HostConfig,
-    TraceGuest,
-    VmConfig,
-    Workload,
-)
+from hostsim.config import DISKS, PROFILES, FrozenModel, HostConfig, VmConfig
+from hostsim.guest_config import GuestImage, TraceGuest, Workload
 from hostsim.units import MIB, Bytes, Milliseconds, Permille
 
 HOSTS_MAX = 100_000

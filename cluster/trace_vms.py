@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from cluster.scenario import TraceSource
 from cluster.traces import Trace
-from hostsim.config import TraceGuest
+from hostsim.guest_config import TraceGuest
 from hostsim.program import KEEP, LOCALITIES, ROW, Rows
 from hostsim.units import PAGE_SIZE
 

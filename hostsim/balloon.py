@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hostsim import guest, rng
+from hostsim import replacement, rng
 from hostsim.jit import kernel, small
 from hostsim.state import (
     BALLOONED,
@@ -55,7 +55,7 @@ def restart_driver(st: HostState, v: int) -> None:
     ppn = 0
     while vm.ballooned > 0:
         if state_of(st, vm.base_slot + ppn) == BALLOONED:
-            guest.take_back(st, v, ppn)
+            replacement.take_back(st, v, ppn)
             st.host[0].pops += 1
         ppn += 1
     vm.lost_driver = 0
@@ -67,7 +67,7 @@ def inflate(st: HostState, v: int, n: int) -> int:
     vm = st.vms[v]
     done = 0
     while done < n:
-        cost = guest.give_page(st, v)
+        cost = replacement.give_page(st, v)
         if cost < 0:
             break
         if cost > 0:
@@ -82,7 +82,7 @@ def inflate(st: HostState, v: int, n: int) -> int:
 def deflate(st: HostState, v: int, n: int, key: np.uint64) -> int:
     """Return `n` ballooned pages, drawn at random, to the guest. The caller saw that there are."""
     for i in range(n):
-        guest.take_back(st, v, _find_ballooned(st, v, key, i))
+        replacement.take_back(st, v, _find_ballooned(st, v, key, i))
     st.host[0].deflated += n
     return n
 

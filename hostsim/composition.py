@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hostsim.config import ContentTable, GuestImage
+from hostsim.guest_config import ContentTable, GuestImage
 from hostsim.state import (
     ANON,
     CACHE,

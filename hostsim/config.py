@@ -1,4 +1,4 @@
-"""What one host, one VM, one guest can be told: frozen models with every default and its source.
+"""What one host and one VM can be told: frozen models with every default and its source.
 
 A profile names an era of ESX and fills in the mechanism options that the user left out; nothing
 else in the package knows profile names. `osdi02` is the paper's system (ESX 1.5, option defaults
@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from hostsim.units import (
     GIB,
     MIB,
-    Amount,
     Bytes,
     BytesPerSecond,
     Milliseconds,
@@ -224,64 +223,6 @@ def _merged(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-class ContentMix(FrozenModel):
-    """Content classes of pages of one guest use, in permille of all pages of the table."""
-
-    zero: Permille = 0
-    image: Permille = 0
-    application: Permille = 0
-    duplicate: Permille = 0
-    unique: Permille = 0
-
-
-class ContentTable(FrozenModel):
-    """Guest use x content class. The entries sum to 1000 permille."""
-
-    kernel: ContentMix = ContentMix()
-    cache: ContentMix = ContentMix()
-    anon: ContentMix = ContentMix()
-    free: ContentMix = ContentMix()
-
-    @model_validator(mode="after")
-    def _whole(self) -> ContentTable:
-        total = sum(sum(mix.model_dump().values()) for _, mix in self)
-        if total != 1000:
-            raise ValueError(f"entries must sum to 100 %, got {total / 10:g} %")
-        return self
-
-
-class GuestImage(FrozenModel):
-    """A guest OS image with its applications: how it boots and what its pages hold."""
-
-    os: Literal["linux", "windows"] = "linux"
-    """Windows-like guests zero all their memory at boot and scrub freed pages [P 6.3, 5.4]."""
-    footprint: Bytes = Field(256 * MIB, gt=0)
-    """Memory in use once booted."""
-    boot: Milliseconds = Field(30_000, ge=1000)
-    """Boot time; the balloon driver is not started while booting [P 3.2]."""
-    application: str | None = None
-    """Names the group of images that share the `application` class."""
-    copies: float = Field(2.0, ge=1.0, le=1e6)
-    """Mean copies of a duplicate content inside one VM."""
-    content: ContentTable = ContentTable(kernel=ContentMix(unique=100), anon=ContentMix(unique=900))
-    """Pages of the boot footprint."""
-    growth: ContentTable = ContentTable(anon=ContentMix(unique=1000))
-    """Pages used later than boot; no kernel pages."""
-    disk: Disk = SSD
-    """The guest's own virtual disk, for its paging."""
-
-    @field_validator("disk", mode="before")
-    @classmethod
-    def _named_disk(cls, value: Any) -> Any:
-        return named_disk(value)
-
-    @model_validator(mode="after")
-    def _no_kernel_growth(self) -> GuestImage:
-        if sum(self.growth.kernel.model_dump().values()):
-            raise ValueError("growth holds no kernel pages: the kernel is in place after boot")
-        return self
-
-
 class VmConfig(FrozenModel):
     """One VM as the memory manager sees it [P 6.1]."""
 
@@ -324,51 +265,3 @@ class VmConfig(FrozenModel):
             return self.shares
         per_mib = {"low": 5, "normal": 10, "high": 20}[self.shares]
         return per_mib * (self.memory // MIB)
-
-
-class Phase(FrozenModel):
-    """A stretch of a workload. Memory may be given as a part of the VM's size."""
-
-    duration: Milliseconds = Field(gt=0)
-    """In the VM's own time: a slowed guest takes longer."""
-    memory: Amount | None = None
-    """Memory in use; the guest grows or frees towards it. None: as it stands."""
-    growth: BytesPerSecond = 16 * MIB
-    """How fast it does so."""
-    active: Amount = ("permille", 100)
-    """Size of the active set."""
-    touch_interval: Milliseconds = Field(5_000, ge=10)
-    """Mean time between two touches of one active page."""
-    writes: Permille = 300
-    """Touches of anonymous pages that write."""
-    locality: Literal["uniform", "sweep", "zipf"] = "uniform"
-    """Uniform over the active set; in sequence; or rank-skewed (Zipf, exponent 1)."""
-    drift: Permille = 50
-    """Part of the active set that moves, each hour, to pages not in it before."""
-    cpu: Permille = 200
-    """CPU demand, of all the VM's vCPUs."""
-
-
-class Workload(FrozenModel):
-    """What a guest does after boot."""
-
-    phases: tuple[Phase, ...] = Field(min_length=1, max_length=10_000)
-    repeat: bool = True
-    """Start again after the last phase; otherwise the last one goes on."""
-    stagger: Milliseconds = 0
-    """Each VM enters the cycle up to this much later than its start, drawn from its own stream."""
-
-
-class TraceGuest(FrozenModel):
-    """From trace to guest: what a VM does whose active memory, or only CPU, is known."""
-
-    touch_interval: Milliseconds = Field(5_000, ge=10)
-    """Mean time between two touches of one active page."""
-    drift: Permille = 50
-    """Part of the active memory that moves, each hour, to pages never used before."""
-    writes: Permille = 300
-    locality: Literal["uniform", "sweep", "zipf"] = "uniform"
-    active_idle: Permille = 50
-    """Without a memory trace: active memory at no CPU load, of the VM's size."""
-    active_busy: Permille = 400
-    """Without a memory trace: active memory at full CPU load, of the VM's size."""

@@ -1,4 +1,4 @@
-"""The guest OS: which pages it has in use, what they hold, and which it gives up.
+"""The guest OS: which pages it has in use and what they hold. What it gives up: `replacement`.
 
 The guest numbers its memory by PPN: unmovable kernel pages first, then its boot footprint, then
 pages first used later. A page in use whose state is BALLOONED or UNTOUCHED has its data on the
@@ -10,16 +10,13 @@ PPNs need no second level of mapping.
 
 from __future__ import annotations
 
-import numpy as np
-
-from hostsim import fault, rng
+from hostsim import fault
 from hostsim.jit import i64, kernel, small
+from hostsim.replacement import count_use, give_page, in_guest_memory, take_back
 from hostsim.state import (
-    ACCESSED,
     ANON,
     APPLICATION,
     BALLOONED,
-    CACHE,
     DUPLICATE,
     FREE,
     GUEST_PAGING,
@@ -29,22 +26,14 @@ from hostsim.state import (
     IN_KERNEL,
     INDEX,
     PATTERN,
-    RESIDENT,
-    SHARED,
     STALE,
-    SWAPPED,
     UNIQUE,
-    UNTOUCHED,
     ZERO,
     HostState,
-    set_state,
     set_use,
     state_of,
     use_of,
 )
-
-LOOKS = 64
-"""Random pages the guest looks at before it settles for a worse one: its LRU is approximate."""
 
 
 @small
@@ -91,188 +80,6 @@ def plan_word(st: HostState, v: int, ppn: int) -> int:
     if kind == DUPLICATE:
         return vm.dup_base + j * 1000 // vm.copies_permille
     return fresh_word(st, v)
-
-
-@small
-def in_guest_memory(state: int) -> bool:
-    """Whether a page in use has its data in guest memory (the host may have swapped it)."""
-    return state == RESIDENT or state == SHARED or state == SWAPPED
-
-
-@small
-def is_guest_free(st: HostState, slot: int) -> bool:
-    """Whether the guest may hand this page out: nothing of it is in use, and no balloon pins it."""
-    state = state_of(st, slot)
-    return state != BALLOONED and (state == UNTOUCHED or use_of(st, slot) == FREE)
-
-
-@kernel
-def count_use(st: HostState, v: int, use: int, change: int) -> None:
-    """Pages of one use in guest memory: +1 or -1."""
-    if use == CACHE:
-        st.vms[v].cache += change
-    elif use == ANON:
-        st.vms[v].anon += change
-
-
-@kernel
-def _find_free(st: HostState, v: int) -> int:
-    """A guest-free page: downwards from where the last one was found. There must be one."""
-    vm = st.vms[v]
-    ppn = vm.free_cursor
-    while not is_guest_free(st, vm.base_slot + ppn):
-        ppn = ppn - 1 if ppn > 0 else vm.size_slots - 1
-    vm.free_cursor = ppn
-    return ppn
-
-
-@small
-def _holds(st: HostState, slot: int, use: int) -> bool:
-    return use_of(st, slot) == use and in_guest_memory(state_of(st, slot))
-
-
-@kernel
-def _find_use(st: HostState, v: int, use: int, key: np.uint64) -> int:
-    """A random page of this use in guest memory. The caller saw that there is one.
-
-    LOOKS random pages, then the next one upwards.
-    """
-    vm = st.vms[v]
-    ppn = 0
-    for look in range(LOOKS):
-        ppn = rng.below(key, look, vm.size_slots)
-        if _holds(st, vm.base_slot + ppn, use):
-            return ppn
-    while not _holds(st, vm.base_slot + ppn, use):
-        ppn = ppn + 1 if ppn + 1 < vm.size_slots else 0
-    return ppn
-
-
-@kernel
-def _find_idle(st: HostState, v: int, key: np.uint64) -> int:
-    """A random page in guest memory outside the active window, or -1 when LOOKS tries find none.
-
-    The first clean cache page seen, otherwise the first anonymous one.
-    """
-    vm = st.vms[v]
-    idle = vm.span - vm.active
-    if idle <= 0:
-        return -1
-    anon = i64(-1)
-    for look in range(LOOKS):
-        offset = vm.window + vm.active + rng.below(key, LOOKS + look, idle)
-        ppn = vm.kernel + offset % vm.span
-        slot = vm.base_slot + ppn
-        if in_guest_memory(state_of(st, slot)):
-            if use_of(st, slot) == CACHE:
-                return ppn
-            if use_of(st, slot) == ANON and anon < 0:
-                anon = ppn
-    return anon
-
-
-@kernel
-def pin(st: HostState, v: int, ppn: int) -> int:
-    """The balloon takes a page that the guest gave up. Returns the frames the host got, 0 or 1."""
-    vm = st.vms[v]
-    slot = vm.base_slot + ppn
-    state = state_of(st, slot)
-    freed = 0
-    if state == RESIDENT or state == SHARED:
-        freed = fault.leave_memory(st, v, ppn, BALLOONED)
-    elif state == SWAPPED:
-        set_state(st, slot, BALLOONED)
-        vm.swapped -= 1
-        vm.ballooned += 1
-    else:
-        set_state(st, slot, BALLOONED)
-        vm.untouched -= 1
-        vm.ballooned += 1
-    if state != UNTOUCHED:
-        st.page[slot] = i64(st.page[slot]) | ACCESSED
-        vm.backed += 1
-    vm.gave += freed
-    return freed
-
-
-@kernel
-def _page_out(st: HostState, v: int, ppn: int) -> int:
-    """The guest writes an anonymous page to its own disk. Returns the cost, or why it refuses.
-
-    When the host had swapped the page it must first read it back: double paging [P 3.1].
-    """
-    host = st.host[0]
-    vm = st.vms[v]
-    if vm.guest_swapped >= vm.guest_swap or vm.disk_io_left <= 0:
-        return fault.NO_GUEST_MEMORY
-    cost = 0
-    if state_of(st, vm.base_slot + ppn) == SWAPPED:
-        cost = fault.bring_in(st, v, ppn)
-        if cost < 0:
-            return cost
-        host.double_pagings += 1
-    vm.disk_io_left -= 1
-    vm.guest_swapped += 1
-    host.guest_page_outs += 1
-    return cost
-
-
-@kernel
-def choose_victim(st: HostState, v: int) -> int:
-    """The page that the guest can best do without, or -1 when all it has is unmovable.
-
-    Clean cache, then anonymous pages, outside the active window; then cache, then anonymous pages
-    inside it. (Cache before all anonymous pages would be simpler, and wrong: a guest with idle
-    anonymous memory then re-reads its active cache for ever.)
-    """
-    vm = st.vms[v]
-    key = rng.stream(st.host[0].seed, rng.GUEST, vm.vm, vm.gifts)
-    vm.gifts += 1
-    ppn = _find_idle(st, v, key)
-    if ppn < 0 and vm.cache > 0:
-        ppn = _find_use(st, v, CACHE, key)
-    if ppn < 0 and vm.anon > 0:
-        ppn = _find_use(st, v, ANON, key)
-    return ppn
-
-
-@kernel
-def give_page(st: HostState, v: int) -> int:
-    """The guest gives its balloon one page. Returns the cost in ns of one page, or why not.
-
-    Free pages first, whether the host ever backed them or not; then its own choice, dropped if it
-    is clean cache and paged out to the guest's disk if it is anonymous. A guest whose swap space is
-    full refuses.
-    """
-    vm = st.vms[v]
-    if vm.guest_free > 0:
-        ppn = _find_free(st, v)
-        vm.guest_free -= 1
-        pin(st, v, ppn)
-        return 0
-    ppn = choose_victim(st, v)
-    if ppn < 0:
-        st.host[0].guest_refusals += 1
-        return fault.NO_GUEST_MEMORY
-    use = use_of(st, vm.base_slot + ppn)
-    cost = i64(0)
-    if use == ANON:
-        cost = _page_out(st, v, ppn)
-        if cost < 0:
-            st.host[0].guest_refusals += 1
-            return cost
-    count_use(st, v, use, -1)
-    pin(st, v, ppn)
-    return cost
-
-
-@kernel
-def take_back(st: HostState, v: int, ppn: int) -> None:
-    """The balloon returns a page: UNTOUCHED for the host, free for the guest."""
-    vm = st.vms[v]
-    fault.pop(st, v, ppn)
-    vm.guest_free += 1
-    vm.free_cursor = ppn
 
 
 @kernel

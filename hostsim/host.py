@@ -13,10 +13,11 @@ import numpy as np
 
 from hostsim import allocate, contents, measure, tick
 from hostsim.composition import Composition, class_base, compose, range_lengths
-from hostsim.config import GuestImage, HostConfig
+from hostsim.config import HostConfig
 from hostsim.contents import Ranges
 from hostsim.fault import leave_memory
 from hostsim.guest import reset as reset_guest
+from hostsim.guest_config import GuestImage
 from hostsim.jit import is_warm, kernel
 from hostsim.load import fill_host, fill_vm, program_slots
 from hostsim.spec import VmSpec

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hostsim.config import Phase, Workload
+from hostsim.guest_config import Phase, Workload
 from hostsim.units import pages
 
 LOCALITIES = ("uniform", "sweep", "zipf")

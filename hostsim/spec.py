@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hostsim.config import GuestImage, VmConfig
+from hostsim.config import VmConfig
+from hostsim.guest_config import GuestImage
 from hostsim.program import Rows
 from hostsim.units import VmId
 

@@ -27,9 +27,26 @@ from hostsim.state import ACCESSED, HINT, INDEX, STALE, STATE, STATES, UNIQUE, U
 
 TOLERANCE = 1e-12
 
-EVENTS = """zero_fills scanned shares_made stale_hints cow_breaks cow_reuses inflated deflated pops
-swap_outs swap_ins double_pagings shared_before_swap guest_page_ins guest_page_outs guest_refusals
-stalled_touches cpu_demand_ms""".split()
+EVENTS = [
+    "zero_fills",
+    "scanned",
+    "shares_made",
+    "stale_hints",
+    "cow_breaks",
+    "cow_reuses",
+    "inflated",
+    "deflated",
+    "pops",
+    "swap_outs",
+    "swap_ins",
+    "double_pagings",
+    "shared_before_swap",
+    "guest_page_ins",
+    "guest_page_outs",
+    "guest_refusals",
+    "stalled_touches",
+    "cpu_demand_ms",
+]
 """Counters of a host since the last measurement."""
 
 MILLIONTHS = 1_000_000

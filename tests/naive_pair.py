@@ -16,7 +16,8 @@ from naive_machine import NoFrame, NoGuestMemory, NoIo, Stall
 from naive_state import Esx, Vm
 
 from hostsim import balloon, fault, guest, invariants, rng, share, swap, tick
-from hostsim.config import GuestImage, HostConfig, VmConfig, Workload
+from hostsim.config import HostConfig, VmConfig
+from hostsim.guest_config import GuestImage, Workload
 from hostsim.host import Host
 from hostsim.program import Rows, from_workload
 from hostsim.spec import VmSpec

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from data_tools import measure_images
 
-from hostsim.config import GuestImage
+from hostsim.guest_config import GuestImage
 from hostsim.units import FILE, MIB
 
 REPO = Path(__file__).parents[1]

@@ -27,7 +27,8 @@ from scenario_files import (
 from cluster import scenario_text
 from cluster.scenario import Scenario, schema
 from cluster.scenario_file import load
-from hostsim.config import ContentTable, HostConfig, VmConfig, Workload
+from hostsim.config import HostConfig, VmConfig
+from hostsim.guest_config import ContentTable, Workload
 from hostsim.units import MIB
 
 

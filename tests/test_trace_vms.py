@@ -11,7 +11,7 @@ from scenario_files import make_trace
 
 from cluster.trace_vms import FOREVER_MS, TraceVms, programs, running
 from cluster.traces import Trace
-from hostsim.config import TraceGuest
+from hostsim.guest_config import TraceGuest
 from hostsim.units import MIB, PAGE_SIZE
 
 
