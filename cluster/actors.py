@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -174,15 +173,12 @@ def _cause(error: Exception) -> Exception:
 def session(address: str | None) -> Iterator[dict[str, Any]]:
     """A connection to Ray: a cluster of our own on this machine, or the one at `address`.
 
-    Our own listens on the loopback device only, and asks for a token. Yields facts of the cluster.
-    Raises ClusterError.
+    Our own listens on the loopback device only, and asks for the token that
+    `ray_environment.prepare` made before Ray was imported. Yields facts of the cluster. Raises
+    ClusterError.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         options |= {"address": "local", "include_dashboard": False}
         options |= {"_node_ip_address": "127.0.0.1"}
     else:

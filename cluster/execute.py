@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cluster import budget, progress
+from cluster import budget, progress, ray_environment
 from cluster.coordinator import Coordinator, Outcome
 from cluster.fleet import HostSet, LocalFleet
 from cluster.population import Population, populate
@@ -124,6 +124,7 @@ def _run_on_ray(
     with progress.shown(scenario) as watch:
         warm(watch.note)  # once, before many processes would do it at the same time
         watch.note("starting Ray")
+        ray_environment.prepare(own_cluster=options.address == "local")
         from cluster import actors  # takes a second to import, and --local does without
 
         with actors.session(None if options.address == "local" else options.address) as facts:
