@@ -1,9 +1,9 @@
 """What a guest image's pages hold, laid out slot by slot.
 
 An image says which part of its pages has which use and content class. Here that becomes a pattern
-of PATTERN slots per section (kernel, rest of the footprint, growth), spread so evenly that every
-stretch of it has each class within about one slot of its part: under miniature simulation a class
-gets the floor or the ceiling of its pages, equal in every VM of the image.
+of PATTERN slots per section (kernel, rest of the footprint, growth), spread so evenly that its
+first n slots have the floor or the ceiling of each entry's part, whatever n: so under miniature
+simulation, too, and equal in every VM of the image. A longer section repeats it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,11 @@ def _entries(table: ContentTable, uses: tuple[str, ...]) -> list[tuple[int, int]
 
 
 def _spread(entries: list[tuple[int, int]]) -> Array:
-    """(PATTERN,) kinds: at each slot the entry that is furthest behind its part (ties: first)."""
+    """(PATTERN,) kinds, such that the first n slots hold the floor or the ceiling of each part.
+
+    The j-th slot of an entry may come once its exact part exceeds j - 1, and must come before that
+    exceeds j: of those that may, the one that must come first is next (ties: the first entry).
+    """
     if not entries:
         return np.full(PATTERN, FREE * 8 + _CLASSES.index("unique"), np.int64)
     kinds = np.array([kind for kind, _ in entries], np.int64)
@@ -67,7 +71,9 @@ def _spread(entries: list[tuple[int, int]]) -> Array:
     given = np.zeros_like(weights)
     pattern = np.zeros(PATTERN, np.int64)
     for slot in range(PATTERN):
-        entry = int(np.argmax(weights * (slot + 1) - given * total))
+        may_come = given * total // weights <= slot
+        must_come = -(-(given + 1) * total // weights)
+        entry = int(np.argmin(np.where(may_come, must_come, PATTERN * total)))
         given[entry] += 1
         pattern[slot] = kinds[entry]
     return pattern

@@ -219,6 +219,8 @@ def reset(st: HostState, v: int) -> None:
     vm.sweep = 0
     vm.row = 0
     vm.scrub_cursor = 0
+    vm.grow_carry = 0
+    vm.scrub_carry = 0
     vm.booted = 0
     vm.debt_ns = 0
     vm.boot_end_ns = vm.clock_ns + vm.boot_ms * 1_000_000

@@ -69,15 +69,20 @@ class Host:
 
     def why_refused(self, vm: VmSpec) -> str | None:
         """Admission control: the reason to refuse `vm`, or None."""
-        promises = self.promises.values()
+        config = vm.config
+        return self._why_broken(vm.vm, Promise(config.memory, config.reservation, config.overhead))
+
+    def _why_broken(self, vm: VmId, promise: Promise) -> str | None:
+        """Why `promise` to `vm` could not be kept beside those to the other VMs, or None."""
+        others = [other for key, other in self.promises.items() if key != vm]
         return allocate.refuse_power_on(
             memory=self.config.memory - self.config.reserve,
-            reserved=sum(p.reservation + p.overhead for p in promises),
+            reserved=sum(p.reservation + p.overhead for p in others),
             swap_space=self.config.swap_space_bytes,
-            swap_reserved=sum(p.size - p.reservation for p in promises),
-            size=vm.config.memory,
-            reservation=vm.config.reservation,
-            overhead=vm.config.overhead,
+            swap_reserved=sum(p.size - p.reservation for p in others),
+            size=promise.size,
+            reservation=promise.reservation,
+            overhead=promise.overhead,
         )
 
     def power_on(self, vm: VmSpec) -> None:
@@ -152,21 +157,23 @@ class Host:
     ) -> None:
         """Change the allocation parameters of a running VM; bytes, and a number of shares.
 
-        Raises ValueError when the new reservation is not admitted or exceeds the limit.
+        Raises ValueError, and changes nothing, when the new reservation is not admitted (a lower
+        one needs more swap space) or exceeds the limit.
         """
-        v = self._row(vm)
-        row, promise = self.state.vms[v], self.promises[vm]
+        row, promise = self.state.vms[self._row(vm)], self.promises[vm]
+        floor, cap = row.reservation, row.limit
         if reservation is not None:
-            more = sum(p.reservation + p.overhead for p in self.promises.values())
-            more += reservation - promise.reservation
-            if more > self.config.memory - self.config.reserve:
-                raise ValueError(f"host {self.host} refuses VM {vm}: memory-reservation")
-            self.promises[vm] = Promise(promise.size, reservation, promise.overhead)
-            row.reservation = min(slots(reservation, self.sample), row.size_slots)
+            promise = replace(promise, reservation=reservation)
+            floor = min(slots(reservation, self.sample), row.size_slots)
         if limit is not None:
-            row.limit = min(slots(limit, self.sample), row.size_slots)
-        if row.reservation > row.limit:
+            cap = min(slots(limit, self.sample), row.size_slots)
+        reason = self._why_broken(vm, promise)
+        if reason is not None:
+            raise ValueError(f"host {self.host} refuses VM {vm}: {reason}")
+        if floor > cap:
             raise ValueError(f"reservation of VM {vm} exceeds its limit")
+        self.promises[vm] = promise
+        row.reservation, row.limit = floor, cap
         if shares is not None:
             row.shares = shares
         self.state.host[0].rebalance = 1
@@ -242,6 +249,7 @@ class Host:
             page=np.concatenate([st.page, np.zeros(n, np.uint8)]),
             content=np.concatenate([st.content, np.zeros(n, np.uint32)]),
             programs=programs,
+            loud=np.zeros(max(n, len(st.loud)), np.uint8),
         )
 
     def _change_ranges(self, ranges: Ranges) -> None:

@@ -79,7 +79,8 @@ def fill_vm(row: Any, spec: VmSpec, composition: Composition, host: Any) -> None
     row.windows = image.os == "windows"
     row.copies_permille = composition.copies_permille
     row.footprint = max(min(slots(image.footprint, k), row.size_slots), 1)
-    row.kernel = row.footprint * composition.kernel_permille // 1000
+    kernel = row.footprint * composition.kernel_permille // 1000
+    row.kernel = min(kernel, row.size_slots - 1)  # the active set needs a page to lie in
     row.boot_ms = image.boot
     row.boot_end_ns = image.boot * 1_000_000
     row.disk_latency_ns, row.disk_iops = image.disk.latency, rate_milli(image.disk.iops, k)

@@ -200,6 +200,7 @@ def give_page(st: HostState, v: int) -> int:
             st.host[0].guest_refusals += 1
             return cost
     count_use(st, v, use, -1)
+    vm.given = ppn
     pin(st, v, ppn)
     return cost
 

@@ -11,14 +11,11 @@ from __future__ import annotations
 
 from hostsim import rng
 from hostsim.jit import i64, kernel
-from hostsim.state import ACCESSED, RESIDENT, SHARED, STATE, HostState, alloc_of, count_vms
+from hostsim.state import ACCESSED, RESIDENT, SHARED, STATE, Array, HostState, alloc_of, count_vms
 
 SLOW_GAIN = 0.25
 FAST_GAIN = 0.75
 """Gains of the averages, derived from the curves of [FIG 6]: the paper does not state them."""
-
-LOOKS = 32
-"""Random pages looked at for one sample, before the next page upwards that is in memory."""
 
 
 @kernel
@@ -64,25 +61,41 @@ def _finish_period(st: HostState, v: int) -> None:
 
 
 @kernel
+def _sort(values: Array) -> None:
+    """Ascending, in place; for a few values."""
+    for i in range(1, values.size):
+        value = values[i]
+        at = i
+        while at > 0 and values[at - 1] > value:
+            values[at] = values[at - 1]
+            at -= 1
+        values[at] = value
+
+
+@kernel
 def _draw(st: HostState, v: int) -> None:
-    """Start a period: draw the sample, with replacement, uniformly from the pages in memory."""
+    """Start a period: draw the sample, with replacement, uniformly from the pages in memory.
+
+    The draws are ranks among those pages, found in one pass over the VM: where few of its pages
+    are in memory, to look at random ones would take long, and then favour those after a gap.
+    """
     vm = st.vms[v]
     key = rng.stream(st.host[0].seed, rng.SAMPLE, vm.vm, st.host[0].tick)
-    vm.samples = st.host[0].sample_pages if alloc_of(st, v) > 0 else 0
+    n_in_memory = alloc_of(st, v)
+    vm.samples = st.host[0].sample_pages if n_in_memory > 0 else 0
+    if vm.samples == 0:
+        return
+    sample = st.sampled[v, : vm.samples]
     for i in range(vm.samples):
-        ppn = 0
-        found = False
-        for look in range(LOOKS):
-            ppn = rng.below(key, i * LOOKS + look, vm.size_slots)
+        sample[i] = rng.below(key, i, n_in_memory)
+    _sort(sample)
+    ppn, rank = i64(-1), i64(-1)
+    for i in range(vm.samples):
+        while rank < sample[i]:
+            ppn += 1
             state = i64(st.page[vm.base_slot + ppn]) & STATE
-            found = state == RESIDENT or state == SHARED
-            if found:
-                break
-        while not found:
-            ppn = ppn + 1 if ppn + 1 < vm.size_slots else 0
-            state = i64(st.page[vm.base_slot + ppn]) & STATE
-            found = state == RESIDENT or state == SHARED
-        st.sampled[v, i] = ppn
+            rank += state == RESIDENT or state == SHARED
+        sample[i] = ppn
         st.page[vm.base_slot + ppn] = i64(st.page[vm.base_slot + ppn]) & ~ACCESSED
 
 

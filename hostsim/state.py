@@ -99,7 +99,7 @@ VM = np.dtype(
     # Guest: unmovable slots first, then the boot footprint; brk = first slot never used.
     + _fields(np.int64, "kernel footprint brk window span active guest_free cache anon")
     + _fields(np.int64, "guest_swapped guest_swap booted boot_ms scrub_cursor lost_driver")
-    + _fields(np.int64, "free_cursor sweep gifts disk_latency_ns disk_iops disk_io_left")
+    + _fields(np.int64, "free_cursor sweep gifts given disk_latency_ns disk_iops disk_io_left")
     # Program: rows [program, program + program_len) and the one in force.
     + _fields(np.int64, "program program_len row vm_clock repeat cycle_start_ms start_ms offset_ms")
     + _fields(np.int64, "boot_end_ns")
@@ -142,6 +142,7 @@ class HostState:
     programs    (n_program_rows,) ROW  workloads, in slots
     scratch     (5, n_rows) int64  working space of one call, as kernels allocate nothing
     active      (n_rows,) float64  the same
+    loud        (n_loud,) uint8    the same: pages of one VM's active window, see `workload`
     """
 
     host: Array
@@ -163,6 +164,7 @@ class HostState:
     programs: Array
     scratch: Array
     active: Array
+    loud: Array
     table: Array = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -197,6 +199,7 @@ ARRAYS: dict[str, tuple[np.dtype[Any], int]] = {
     "programs": (ROW, 1),
     "scratch": (INT, 2),
     "active": (np.dtype(np.float64), 1),
+    "loud": (np.dtype(np.uint8), 1),
 }
 """Fields of HostState with dtype and number of dimensions."""
 
@@ -301,4 +304,5 @@ def empty(n_rows: int, n_samples: int) -> HostState:
         programs=np.zeros(0, ROW).view(np.recarray),
         scratch=np.zeros((5, n_rows), np.int64),
         active=np.zeros(n_rows, np.float64),
+        loud=np.zeros(0, np.uint8),
     )

@@ -13,8 +13,8 @@ from hostsim import fault, rng, share
 from hostsim.jit import i64, kernel, small
 from hostsim.state import INDEX, RESIDENT, SHARED, SWAPPED, HostState, state_of
 
-LOOKS = 64
-"""Random pages looked at for one victim, before the next one upwards."""
+LOOKS = 256
+"""Random pages looked at for one victim, before victims are counted to draw among them."""
 
 
 @small
@@ -30,16 +30,22 @@ def is_victim(st: HostState, slot: int) -> bool:
 def find_victim(st: HostState, v: int, key: np.uint64, draw: int) -> int:
     """A random victim, or -1 when no page of the VM would free a frame."""
     vm = st.vms[v]
-    ppn = 0
+    first_draw = draw * (LOOKS + 1)
     for look in range(LOOKS):
-        ppn = rng.below(key, draw * LOOKS + look, vm.size_slots)
+        ppn = rng.below(key, first_draw + look, vm.size_slots)
         if is_victim(st, vm.base_slot + ppn):
             return ppn
-    for _ in range(vm.size_slots):
-        ppn = ppn + 1 if ppn + 1 < vm.size_slots else 0
-        if is_victim(st, vm.base_slot + ppn):
-            return ppn
-    return -1
+    n_victims = 0
+    for ppn in range(vm.size_slots):
+        n_victims += is_victim(st, vm.base_slot + ppn)
+    if n_victims == 0:
+        return -1
+    rank = rng.below(key, first_draw + LOOKS, n_victims)
+    ppn = -1
+    while rank >= 0:
+        ppn += 1
+        rank -= is_victim(st, vm.base_slot + ppn)
+    return ppn
 
 
 @kernel

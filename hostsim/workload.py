@@ -23,6 +23,7 @@ from hostsim.state import (
     RESIDENT,
     SCAN_CPU,
     SHARED,
+    STALE,
     STATE,
     SWAP_IN,
     UNIQUE,
@@ -171,27 +172,70 @@ def zipf_rank(word: np.uint64, n: int) -> int:
     return low + i64(((word & _LOW_32) * np.uint64(width)) >> _SHIFT_32)
 
 
+LOUD = 2
+"""Loudness of a page at which a touch may change something; a write adds 1 to the page's own."""
+
+
 @small
-def is_quiet(st: HostState, slot: int, is_write: int) -> bool:
-    """Whether a touch of this page changes nothing: in memory, already marked as accessed, and
-    not written, or written over content that is unique already and that no hint speaks of."""
-    byte = i64(st.page[slot])
+def loudness(byte: int, word: int) -> int:
+    """Whether a touch of a page with this state byte and content word changes anything.
+
+    Not (0) where the page is in memory and marked as accessed already, and not written, or written
+    over content that is unique already, with no hint or a stale one. 1: a write may; 2 or 3: any
+    touch. Without branches, so that compilers turn a loop over pages into vector code.
+    """
     state = byte & STATE
-    if byte & ACCESSED == 0 or byte < 1 << USE_SHIFT:  # the lowest use is FREE
-        return False
-    if is_write == 0 or byte >> USE_SHIFT != ANON:
-        return state == RESIDENT or state == SHARED
-    is_resident = byte & (STATE | HINT) == RESIDENT
-    return is_resident and i64(st.content[slot]) & UNIQUE != 0
+    is_known = (byte & ACCESSED != 0) & (byte >= 1 << USE_SHIFT)  # the lowest use is FREE
+    in_memory = (state == RESIDENT) | (state == SHARED)
+    is_told = (byte & HINT == 0) | (word & STALE != 0)
+    is_own = (state == RESIDENT) & (word & UNIQUE != 0) & is_told
+    keeps_writes = (byte >> USE_SHIFT != ANON) | is_own
+    return 3 - 2 * i64(is_known & in_memory) - i64(keeps_writes)
+
+
+@kernel
+def listen(st: HostState, v: int) -> None:
+    """Note the loudness of every page of the active window.
+
+    One pass in order is much cheaper than to look each random page up in its turn: touches of
+    quiet pages, nearly all of them, then read this map alone, which the nearest cache holds.
+    """
+    vm = st.vms[v]
+    loud, first = st.loud, vm.base_slot + vm.kernel
+    done = min(vm.active, vm.span - vm.window)
+    start = first + vm.window
+    page, content = st.page[start : start + done], st.content[start : start + done]
+    for i in range(done):
+        loud[i] = loudness(i64(page[i]), i64(content[i]))
+    rest = vm.active - done
+    page, content = st.page[first : first + rest], st.content[first : first + rest]
+    for i in range(rest):
+        loud[done + i] = loudness(i64(page[i]), i64(content[i]))
+
+
+@kernel
+def listen_again(st: HostState, v: int, ppn: int) -> None:
+    """Note the loudness of one page, if it lies in the active window."""
+    vm = st.vms[v]
+    if not vm.kernel <= ppn < vm.kernel + vm.span:
+        return
+    offset = ppn - vm.kernel - vm.window
+    if offset < 0:
+        offset += vm.span
+    if offset < vm.active:
+        slot = vm.base_slot + ppn
+        st.loud[offset] = loudness(i64(st.page[slot]), i64(st.content[slot]))
 
 
 @kernel
 def touch_window(st: HostState, v: int, n: int, touch_ns: int, writes: int, locality: int) -> int:
     """Touch `n` pages of the active window, `touch_ns` apart. Returns how many were done."""
     vm = st.vms[v]
+    listen(st, v)
     key = rng.stream(st.host[0].seed, rng.TOUCH, vm.vm, st.host[0].tick)
+    loud = st.loud
     size, span, active = vm.size_slots, vm.span, vm.active
-    first, base, window, sweep = vm.kernel, vm.base_slot, vm.window, vm.sweep
+    first, window, sweep = vm.kernel, vm.window, vm.sweep
     permille = np.uint64(1000)
     write_bound = np.uint64(writes)
     done = 0
@@ -207,16 +251,18 @@ def touch_window(st: HostState, v: int, n: int, touch_ns: int, writes: int, loca
             offset = active - 1 - zipf_rank(rng.mix(word + _WEYL), active)
         else:
             offset = i64(((word >> _SHIFT_32) * np.uint64(active)) >> _SHIFT_32)
-        offset += window
-        if offset >= span:
-            offset -= span
-        ppn = first + offset
         left -= touch_ns
-        if not is_quiet(st, base + ppn, is_write):
+        if loud[offset] + is_write >= LOUD:
+            offset += window
+            if offset >= span:
+                offset -= span
+            ppn = first + offset
             vm.left_ns = left
             cost = guest.access(st, v, ppn, is_write)
             if cost >= 0 and ppn >= vm.brk:
                 vm.brk = min(ppn + 1, size)
+            listen_again(st, v, ppn)
+            listen_again(st, v, vm.given)
             going = settle(st, v, cost)
             left = vm.left_ns
             if cost < 0:

@@ -20,7 +20,7 @@ from naive_policy import slots
 from naive_state import Annotation, Esx, Use, Vm
 
 from hostsim import contents, sample
-from hostsim.contents import keys_of
+from hostsim.contents import Key, keys_of
 from hostsim.host import Host
 from hostsim.measure import CAUSES
 from hostsim.state import ACCESSED, HINT, INDEX, STALE, STATE, STATES, UNIQUE, USE_SHIFT
@@ -140,40 +140,38 @@ class Identity:
 
     last: dict[tuple[int, int], tuple[int, Content]] = field(default_factory=dict)
 
-    def differences(self, now: dict[tuple[int, int], tuple[int, Content, str]]) -> list[Difference]:
-        """`now` says of each unique page also its state: only a page in memory may be rewritten,
-        and the fast host leaves a unique page's name where no one could tell."""
+    def differences(self, now: dict[tuple[int, int], tuple[int, Content]]) -> list[Difference]:
+        """A name stays while the page is not written. (The fast host may leave it when one unique
+        content replaces another: no one can tell.)"""
         found: list[Difference] = []
-        names = [(page[0], word) for page, (word, _, _) in now.items()]
+        names = [(page[0], word) for page, (word, _) in now.items()]
         if len(set(names)) != len(names):
             found.append(("a unique content lies on two pages of a VM", names, None))
-        values = [value for _, value, _ in now.values()]
+        values = [value for _, value in now.values()]
         if len(set(values)) != len(values):
             found.append(("a unique content lies on two pages", None, values))
-        for page, (word, value, state) in now.items():
+        for page, (word, value) in now.items():
             before = self.last.get(page)
-            if before is None or before == (word, value):
-                continue
-            if before[1] == value or (before[0] == word and state != "resident"):
-                found.append((f"unique content of {page}", (before[0], word), (before[1], value)))
-        self.last = {page: (word, value) for page, (word, value, _) in now.items()}
+            if before is not None and before[1] == value and before[0] != word:
+                found.append((f"unique content of {page}", (before[0], word), "not written"))
+        self.last = now
         return found
 
 
-def content_of(host: Host, row: Any, word: int) -> Content | None:
-    """A content word of the fast host as the content it stands for; None = unique."""
+def content_of(host: Host, keys: tuple[Key, ...], word: int) -> Content | None:
+    """What a content word stands for in a VM that draws from `keys`; None = unique."""
     if word & UNIQUE:
         return None
-    for key, at in host.ranges.items():
+    for key in keys:
+        at = host.ranges[key]
         j = (word & INDEX) - at.base
         if 0 <= j < at.length:
-            assert key in keys_of(row), f"VM {row.vm} holds a content of {key}"
             if key.kind == contents.ZERO_RANGE:
                 return ZERO_PAGE
             family = key.family if key.family >= 0 else f"of image {-1 - key.family}"
             name = ("", "image", "application", "duplicate")[key.kind]
             return f"{name} {family} {j}".encode()
-    raise AssertionError(f"content {word & INDEX} of VM {row.vm} lies in no range")
+    raise AssertionError(f"content {word & INDEX} lies in none of {keys}")
 
 
 def differences(host: Host, esx: Esx, identity: Identity) -> list[Difference]:
@@ -182,12 +180,11 @@ def differences(host: Host, esx: Esx, identity: Identity) -> list[Difference]:
     for level in range(4):
         found += _unequal(f"ms at level {level}", host.state.level_ms[level], esx.level_ms[level])
     found += _unequal("VMs", host.vm_ids(), sorted(esx.vms))
-    unique: dict[tuple[int, int], tuple[int, Content, str]] = {}
+    unique: dict[tuple[int, int], tuple[int, Content]] = {}
     for vm in esx.on():
         v = int((host.state.vms["vm"] == vm.spec.vm).argmax())
         found += _vm_differences(host, vm, v)
-        for ppn in range(vm.size):
-            found += _page_differences(host, esx, vm, v, ppn, unique)
+        found += _pages_differences(host, esx, vm, v, unique)
     return found + identity.differences(unique)
 
 
@@ -212,42 +209,53 @@ def _vm_differences(host: Host, vm: Vm, v: int) -> Iterator[Difference]:
         yield f"{name} active fraction", fast, float(twin)
 
 
-def _page_differences(
-    host: Host,
-    esx: Esx,
-    vm: Vm,
-    v: int,
-    ppn: int,
-    unique: dict[tuple[int, int], tuple[int, Content, str]],
+def _pages_differences(
+    host: Host, esx: Esx, vm: Vm, v: int, unique: dict[tuple[int, int], tuple[int, Content]]
 ) -> Iterator[Difference]:
-    """State, use, hint and content of one page; fills `unique`."""
-    st, row, guest = host.state, host.state.vms[v], vm.guest
-    byte, word = int(st.page[row.base_slot + ppn]), int(st.content[row.base_slot + ppn])
+    """Every page of a VM: where it is, what it holds. Fills `unique`."""
+    row = host.state.vms[v]
+    keys = keys_of(row)
+    cut = slice(int(row.base_slot), int(row.base_slot) + vm.size)
+    words = host.state.content[cut].tolist()
+    for ppn, byte in enumerate(host.state.page[cut].tolist()):
+        yield from _page_differences(host, esx, vm, ppn, byte, words[ppn])
+        holds = guest_reads(esx, vm, ppn)
+        if holds is None:
+            continue
+        fast = content_of(host, keys, words[ppn])
+        is_unique = holds.startswith(b"written")
+        if fast != (None if is_unique else holds):
+            yield f"VM {vm.spec.vm} page {ppn} content", fast, holds
+        if is_unique:
+            unique[vm.spec.vm, ppn] = (words[ppn] & INDEX, holds)
+
+
+def guest_reads(esx: Esx, vm: Vm, ppn: int) -> Content | None:
+    """What the guest finds in a page, in memory or on a disk; None: it has nothing there."""
+    if ppn in vm.guest.away:
+        return vm.guest.home[ppn]
+    if vm.frame(ppn) is not None or vm.state(ppn) == "swapped":
+        return esx.read(vm, ppn)
+    return None
+
+
+def _page_differences(
+    host: Host, esx: Esx, vm: Vm, ppn: int, byte: int, word: int
+) -> Iterator[Difference]:
+    """State, use and hint of one page, references to its frame."""
     where, state = f"VM {vm.spec.vm} page {ppn}", vm.state(ppn)
     yield from _unequal(f"{where} state", STATES[byte & STATE], state)
-    yield from _unequal(f"{where} use", Use(byte >> USE_SHIFT), guest.use[ppn])
+    yield from _unequal(f"{where} use", byte >> USE_SHIFT, vm.guest.use[ppn].value)
     entry = vm.frame(ppn)
-    in_memory = entry is not None
-    if in_memory:
+    if entry is not None:
         yield from _unequal(f"{where} mapped", byte & ACCESSED != 0, ppn in vm.mapped)
     else:
         is_backed = state == "ballooned" and byte & ACCESSED != 0
         yield from _unequal(f"{where} backed", is_backed, ppn in vm.backed)
     yield from _hint_differences(esx, vm, ppn, byte, word)
     if entry is not None and entry.cow:
-        refs = int(st.refs[word & INDEX])
+        refs = int(host.state.refs[word & INDEX])
         yield from _unequal(f"{where} references", refs, esx.index.references(entry.mpn))
-    if in_memory or state == "swapped":
-        holds: Content = esx.read(vm, ppn)
-    elif ppn in guest.away:
-        holds = guest.home[ppn]
-    else:
-        return  # nothing of the guest is in this page
-    fast = content_of(host, row, word)
-    is_unique = holds.startswith(b"written")
-    yield from _unequal(f"{where} content", fast, None if is_unique else holds)
-    if is_unique:
-        unique[vm.spec.vm, ppn] = (word & INDEX, holds, state)
 
 
 def _hint_differences(esx: Esx, vm: Vm, ppn: int, byte: int, word: int) -> Iterator[Difference]:

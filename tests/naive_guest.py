@@ -41,13 +41,20 @@ def access(esx: Esx, vm: Vm, ppn: int, is_write: bool) -> int:
     """The workload touches a page. Cost in ns. Only anonymous pages are written in place."""
     use = vm.guest.use[ppn]
     if use is Use.FREE or ppn in vm.guest.away:
-        return fault_in(esx, vm, ppn)
+        return fault_in(esx, vm, ppn, free_becomes=Use.ANON)
     if is_write and use is Use.ANON:
         return pages.touch(esx, vm, ppn, fresh(vm))
     return pages.touch(esx, vm, ppn, None)
 
 
-def fault_in(esx: Esx, vm: Vm, ppn: int) -> int:
+def populate(esx: Esx, vm: Vm, ppn: int) -> int:
+    """The guest's memory in use reaches a page. What it has there already is left alone."""
+    if vm.guest.use[ppn] is Use.FREE or ppn in vm.guest.away:
+        return fault_in(esx, vm, ppn, free_becomes=Use.FREE)
+    return 0
+
+
+def fault_in(esx: Esx, vm: Vm, ppn: int, free_becomes: Use) -> int:
     """A page that is not in guest memory: first use, or its data is on the guest's disk."""
     cost = 0
     if is_pinned(vm, ppn):
@@ -58,13 +65,17 @@ def fault_in(esx: Esx, vm: Vm, ppn: int) -> int:
             cost = give_page(esx, vm) * esx.sample
             take_back(vm, ppn)
     if vm.guest.use[ppn] is Use.FREE:
-        return cost + first_use(esx, vm, ppn)
+        return cost + first_use(esx, vm, ppn, free_becomes)
     return cost + page_in(esx, vm, ppn)
 
 
-def first_use(esx: Esx, vm: Vm, ppn: int) -> int:
+def first_use(esx: Esx, vm: Vm, ppn: int, free_becomes: Use) -> int:
+    """The page gets its planned content. One that the image left dirty but free stays free while
+    memory in use merely reaches it, and is anonymous memory once the workload touches it."""
     use, content = vm.plan[ppn]
     cost = pages.touch(esx, vm, ppn, fresh(vm) if content is None else content)
+    if use is Use.FREE:
+        use = free_becomes
     vm.guest.use[ppn] = use
     if use is Use.CACHE:  # the page mirrors a file
         vm.guest.home[ppn] = esx.read(vm, ppn)

@@ -19,8 +19,6 @@ from naive_state import Annotation, Esx, Vm
 
 from hostsim import rng
 
-SAMPLE_LOOKS = 32
-"""Random looks for one page to sample; after them the next page upwards."""
 SLOW_GAIN, FAST_GAIN = Fraction(1, 4), Fraction(3, 4)
 
 
@@ -237,11 +235,8 @@ def draw_sample(esx: Esx, vm: Vm) -> None:
     """Choose pages at random, with replacement, and drop their mappings."""
     draws = esx.draws(rng.SAMPLE, vm.spec.vm, esx.tick)
     vm.sampled = []
-    if vm.alloc() == 0:
-        return
-    for i in range(esx.config.sampling.pages):
-        looks = [draws.below(i * SAMPLE_LOOKS + look, vm.size) for look in range(SAMPLE_LOOKS)]
-        upwards = [(looks[-1] + up) % vm.size for up in range(vm.size)]
-        ppn = next(ppn for ppn in looks + upwards if vm.frame(ppn) is not None)
-        vm.sampled.append(ppn)
-        vm.mapped.discard(ppn)
+    in_memory = [ppn for ppn in range(vm.size) if vm.frame(ppn) is not None]
+    if in_memory:
+        ranks = [draws.below(i, len(in_memory)) for i in range(esx.config.sampling.pages)]
+        vm.sampled = [in_memory[rank] for rank in sorted(ranks)]
+    vm.mapped -= set(vm.sampled)

@@ -139,17 +139,16 @@ class ContentIndex:
         """Take a frame out of the index."""
         number = self.numbers.pop(mpn)
         self.overflow.pop(mpn, None)
-        link = unpacked(self.records.pop(number)).link
-        for bucket, head in self.heads.items():
-            if head == number:
-                self.heads[bucket] = link
-                return
-        for other, record in self.records.items():
-            before = unpacked(record)
-            if before.link == number:
-                self.records[other] = replace(before, link=link).packed()
-                return
-        raise AssertionError(f"record {number} is in no chain")
+        record = unpacked(self.records[number])
+        chain = self._chain(_hash_of(record))
+        position = chain.index(number)
+        if position == 0:
+            self.heads[_hash_of(record) % BUCKETS] = record.link
+        else:
+            before = chain[position - 1]
+            linked = replace(unpacked(self.records[before]), link=record.link)
+            self.records[before] = linked.packed()
+        del self.records[number]
 
     def shared_frames(self) -> list[SharedFrame]:
         every = map(unpacked, self.records.values())
@@ -177,6 +176,11 @@ class ContentIndex:
         self.records[number] = record.packed()
         self.heads[page_hash % BUCKETS] = number
         self.numbers[record.mpn] = number
+
+
+def _hash_of(record: SharedFrame | HintFrame) -> int:
+    """As much of the hash as the record holds: enough to find its bucket."""
+    return record.hash if isinstance(record, SharedFrame) else record.truncated_hash
 
 
 def _matches(record: SharedFrame | HintFrame, page_hash: int) -> bool:

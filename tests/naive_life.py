@@ -30,13 +30,18 @@ def new_host(host: int, config: HostConfig, seed: int, sample: int, tick_ms: int
 
 
 def why_refused(esx: Esx, spec: VmSpec) -> str | None:
-    every = [vm.spec.config for vm in esx.on()]
-    reserved = [esx.vms[vm].reservation_bytes for vm in esx.vms]
-    new = spec.config
-    memory = sum(reserved) + sum(c.overhead for c in every) + new.reservation + new.overhead
-    if memory > esx.config.memory - esx.config.reserve:
+    """Admission control [P 6.2], in bytes."""
+    return why_not_admitted(esx, spec, spec.config.reservation)
+
+
+def why_not_admitted(esx: Esx, spec: VmSpec, reservation: int) -> str | None:
+    """Whether `spec` with this reservation fits beside the other VMs."""
+    others = [vm for vm in esx.on() if vm.spec.vm != spec.vm]
+    reserved = sum(vm.reservation_bytes + vm.spec.config.overhead for vm in others)
+    if reserved + reservation + spec.config.overhead > esx.config.memory - esx.config.reserve:
         return "memory-reservation"
-    swap = sum(c.memory for c in every) - sum(reserved) + new.memory - new.reservation
+    swap = sum(vm.spec.config.memory - vm.reservation_bytes for vm in others)
+    swap += spec.config.memory - reservation
     return "swap-space" if swap > esx.config.swap_space_bytes else None
 
 

@@ -12,8 +12,8 @@ from naive_state import Annotation, Backed, Esx, Vm
 
 SCAN_DRAWS = 4
 """Draws for each page of scan budget: pages without a frame are passed over."""
-VICTIM_LOOKS = 64
-"""Random looks for a swap victim; after them the next page upwards."""
+VICTIM_LOOKS = 256
+"""Random looks for a swap victim; after them a draw among all victims."""
 
 # Sharing [P 4.3]
 
@@ -186,15 +186,15 @@ def is_victim(esx: Esx, vm: Vm, ppn: int) -> bool:
 
 
 def find_victim(esx: Esx, vm: Vm, draws: Draws, draw: int) -> int | None:
-    ppn = 0
+    first_draw = draw * (VICTIM_LOOKS + 1)
     for look in range(VICTIM_LOOKS):
-        ppn = draws.below(draw * VICTIM_LOOKS + look, vm.size)
+        ppn = draws.below(first_draw + look, vm.size)
         if is_victim(esx, vm, ppn):
             return ppn
-    for step in range(1, vm.size + 1):
-        if is_victim(esx, vm, (ppn + step) % vm.size):
-            return (ppn + step) % vm.size
-    return None
+    victims = [ppn for ppn in range(vm.size) if is_victim(esx, vm, ppn)]
+    if not victims:
+        return None
+    return victims[draws.below(first_draw + VICTIM_LOOKS, len(victims))]
 
 
 def page_out(esx: Esx, vm: Vm, ppn: int) -> None:

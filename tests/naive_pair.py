@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import naive_guest
 import naive_host
 import naive_life
+import naive_measure
 import naive_pages
 import numpy as np
 from naive_compare import Difference, Identity, differences
@@ -82,7 +83,9 @@ class Pair:
     def check(self) -> None:
         """Both hosts agree, and the fast one is sound."""
         invariants.check(self.fast.state)
-        found: list[Difference] = differences(self.fast, self.twin, self.identity)
+        self._require_equal(differences(self.fast, self.twin, self.identity))
+
+    def _require_equal(self, found: list[Difference]) -> None:
         if found:
             lines = [f"{what}: fast {fast}, twin {twin}" for what, fast, twin in found]
             tick_now = self.twin.tick
@@ -120,14 +123,25 @@ class Pair:
         self.fast.reset(VmId(vm))
         naive_guest.reset(self._vm(vm))
 
-    def set_vm(self, vm: int, reservation: int, limit: int, shares: int) -> None:
-        """New allocation parameters; the caller keeps reservation within limit and admission."""
-        self.fast.set_vm(VmId(vm), reservation=reservation, limit=limit, shares=shares)
+    def set_vm(self, vm: int, reservation: int, limit: int, shares: int) -> bool:
+        """New allocation parameters, reservation at most limit, if they are admitted. Whether they
+        were; a refusal changes nothing."""
+        reason = naive_life.why_not_admitted(self.twin, self._vm(vm).spec, reservation)
+        try:
+            self.fast.set_vm(VmId(vm), reservation=reservation, limit=limit, shares=shares)
+        except ValueError as refusal:
+            if reason is None or reason not in str(refusal):
+                raise DisagreeError(f"new values for VM {vm}: twin {reason}") from refusal
+            return False
+        if reason is not None:
+            raise DisagreeError(f"new values for VM {vm}: fast admits, twin {reason}")
         naive_life.set_vm(self.twin, vm, reservation, limit, shares)
+        return True
 
     def measure(self) -> None:
-        """End a measuring interval in both."""
-        naive_life.measure(self.twin, *self.fast.measure())
+        """End a measuring interval in both; their rows must agree."""
+        self._require_equal(list(naive_measure.differences(self.twin, *self.fast.measure())))
+        naive_measure.start_again(self.twin)
 
     # Steps
 
@@ -147,6 +161,11 @@ class Pair:
         fast = guest.access(self.fast.state, self._row(vm), ppn, int(is_write))
         twin = served(lambda: naive_guest.access(self.twin, self._vm(vm), ppn, is_write))
         return self._both(f"access to page {ppn} of VM {vm}", fast, twin)
+
+    def populate(self, vm: int, ppn: int) -> int:
+        fast = guest.populate(self.fast.state, self._row(vm), ppn)
+        twin = served(lambda: naive_guest.populate(self.twin, self._vm(vm), ppn))
+        return self._both(f"growth to page {ppn} of VM {vm}", fast, twin)
 
     def copy(self, vm: int, ppn: int, source: int) -> int:
         """The guest writes what `source`, a page in its memory with common content, holds."""

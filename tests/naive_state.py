@@ -236,4 +236,4 @@ class Esx:
         return vm.swap[ppn] if entry is None else self.machine.frames[entry.mpn].content
 
     def draws(self, purpose: int, owner: int, tick: int) -> Draws:
-        return Draws(rng.stream(self.seed, purpose, owner, tick))
+        return Draws(int(rng.stream(self.seed, purpose, owner, tick)))

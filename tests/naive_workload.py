@@ -114,7 +114,7 @@ def scrub_all(esx: Esx, vm: Vm, n: int) -> None:
 def grow(esx: Esx, vm: Vm, n: int) -> None:
     for _ in range(n):
         try:
-            cost = guests.access(esx, vm, vm.guest.brk, False)
+            cost = guests.populate(esx, vm, vm.guest.brk)
         except Stall as why:
             stall(esx, vm, why)
         vm.guest.brk += 1

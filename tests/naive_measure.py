@@ -1,0 +1,126 @@
+"""What the literal twin reports of itself: the rows of hostsim.measure, counted page by page.
+
+Amounts are in pages, so a slot counts for all pages that it stands for. Reading a measurement ends
+a measuring interval: events and time accounts start again at zero.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from naive_compare import TOLERANCE, Difference
+from naive_host import active_fraction
+from naive_machine import ZERO_PAGE
+from naive_state import Esx, Vm
+
+Row = dict[str, Any]
+"""A row by column."""
+
+CAUSES = ["swap_in", "guest_paging", "cow", "scan", "blocked", "migration", "cpu", "decompress"]
+LEVELS = ["high", "soft", "hard", "low"]
+EVENTS = {
+    "zero_fills": "zero_fills",
+    "scanned_pages": "scanned",
+    "shares_made": "shares_made",
+    "stale_hints": "stale_hints",
+    "cow_breaks": "cow_breaks",
+    "inflated_pages": "inflated",
+    "deflated_pages": "deflated",
+    "swap_out_pages": "swap_outs",
+    "swap_in_pages": "swap_ins",
+    "double_paging_pages": "double_pagings",
+    "stalled_touches": "stalled_touches",
+}
+
+
+def active_slots(vm: Vm) -> range:
+    """Whole slots of estimated active memory: two answers where float64 may fall either way."""
+    exact = active_fraction(vm) * vm.alloc()
+    return range(int((exact - TOLERANCE) // 1), int((exact + TOLERANCE) // 1) + 1)
+
+
+def vm_row(esx: Esx, vm: Vm) -> Row:
+    """A VM's row, but for its active memory."""
+    k = esx.sample
+    shared = len(vm.pages("shared"))
+    sharers = sum(len(other.pages("shared")) for other in esx.on())
+    its_part = shared * len(esx.index.shared_frames()) // max(sharers, 1)
+    return {
+        "host": esx.host,
+        "vm": vm.spec.vm,
+        "on_ns": vm.on_ns,
+        "lost_ns": [vm.lost[cause] for cause in CAUSES],
+        "touches": vm.touches * k,
+        "work_left_ns": vm.backlog_ns,
+        "target_pages": vm.target * k,
+        "allocated_pages": vm.alloc() * k,
+        "consumed_pages": (len(vm.pages("resident")) + its_part) * k,
+        "shared_pages": shared * k,
+        "ballooned_pages": len(vm.pages("ballooned")) * k,
+        "swapped_pages": len(vm.pages("swapped")) * k,
+        "untouched_pages": len(vm.pages("untouched")) * k,
+        "guest_swapped_pages": vm.guest_swapped() * k,
+    }
+
+
+def host_row(esx: Esx) -> Row:
+    """The host's row, but for its active memory."""
+    k, vms = esx.sample, esx.on()
+    resident = sum(len(vm.pages("resident")) for vm in vms)
+    shared_frames = esx.index.shared_frames()
+    zero_pages = [f for f in shared_frames if esx.machine.frames[f.mpn].content == ZERO_PAGE]
+    elapsed_ms = esx.level_ms.total()
+    row: Row = {
+        "host": esx.host,
+        "vms": len(vms),
+        "configured_pages": sum(vm.size for vm in vms) * k,
+        "allocated_pages": sum(vm.alloc() for vm in vms) * k,
+        "consumed_pages": (resident + len(shared_frames)) * k,
+        "shared_saved_pages": esx.shared_saved() * k,
+        "zero_saved_pages": sum(esx.index.references(f.mpn) - 1 for f in zero_pages) * k,
+        "compressed_pages": 0,
+        "overhead_pages": sum(len(vm.overhead) for vm in vms) * k,
+        "free_pages": esx.free * k,
+        "cpu_demand_permille": esx.events["cpu_demand_ms"] // max(esx.config.cpus * elapsed_ms, 1),
+        "guest_paging_pages": (esx.events["guest_page_ins"] + esx.events["guest_page_outs"]) * k,
+    }
+    for state in ("shared", "ballooned", "swapped", "untouched"):
+        row[f"{state}_pages"] = sum(len(vm.pages(state)) for vm in vms) * k
+    for column, event in EVENTS.items():
+        row[column] = esx.events[event] * k
+    for level, name in enumerate(LEVELS):
+        row[f"{name}_ms"] = esx.level_ms[level]
+    return row
+
+
+def differences(esx: Esx, fast_host: Any, fast_vms: Any) -> Iterator[Difference]:
+    """Where the rows of the fast host, (1,) HOST_ROW and (n,) VM_ROW, say something else."""
+    yield from _unequal("host", fast_host[0], host_row(esx))
+    if fast_vms["vm"].tolist() != sorted(esx.vms):
+        yield "rows of VMs", fast_vms["vm"].tolist(), sorted(esx.vms)
+    for vm, fast in zip(esx.on(), fast_vms, strict=True):
+        yield from _unequal(f"VM {vm.spec.vm}", fast, vm_row(esx, vm))
+        may_be = [slots * esx.sample for slots in active_slots(vm)]
+        if fast["active_pages"] not in may_be:
+            yield f"VM {vm.spec.vm} active_pages", int(fast["active_pages"]), may_be
+    active = int(fast_vms["active_pages"].sum())
+    if fast_host["active_pages"][0] != active:
+        yield "host active_pages", int(fast_host["active_pages"][0]), active
+
+
+def _unequal(what: str, fast: Any, twin: Row) -> Iterator[Difference]:
+    assert set(fast.dtype.names) == {*twin, "epoch", "active_pages"}, "a column nobody compares"
+    for column, value in twin.items():
+        if fast[column].tolist() != value:
+            yield f"{what} {column}", fast[column].tolist(), value
+
+
+def start_again(esx: Esx) -> None:
+    """Begin a new measuring interval."""
+    esx.events = Counter()
+    esx.level_ms = Counter()
+    for vm in esx.on():
+        vm.on_ns = vm.touches = 0
+        vm.lost = Counter()
