@@ -127,8 +127,10 @@ def report(
 
 @app.command("import")
 def import_(
-    format_name: Annotated[str, typer.Argument(metavar="FORMAT")],
-    source: Annotated[Path, typer.Argument(metavar="SRC")],
+    format_name: Annotated[
+        str, typer.Argument(metavar="FORMAT", help="Format of SRC; `?` lists all that are known.")
+    ],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="File or folder of the trace.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the imported trace.")],
 ) -> None:
     """Bring a real VM trace to the normal form."""

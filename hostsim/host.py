@@ -1,7 +1,7 @@
 """Host: one simulated ESX host. The façade that everyone else uses.
 
 Powers VMs on and off, runs steps, measures. It owns the arrays (`state`), the content ranges and
-what admission control has promised; all behaviour is in the modules that it calls.
+what its VMs were promised (`specs`); all behaviour is in the modules that it calls.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hostsim.fault import leave_memory
 from hostsim.guest import reset as reset_guest
 from hostsim.guest_config import GuestImage
 from hostsim.jit import is_warm, kernel
-from hostsim.load import fill_host, fill_vm, program_slots
+from hostsim.load import fill_bounds, fill_host, fill_vm, program_slots
 from hostsim.spec import VmSpec
 from hostsim.state import (
     RESIDENT,
@@ -32,19 +32,10 @@ from hostsim.state import (
     empty,
     state_of,
 )
-from hostsim.units import HostId, VmId, slots
+from hostsim.units import HostId, VmId
 
 _ROWS = 8
 """Rows of a new host; doubled when they run out."""
-
-
-@dataclass(frozen=True, slots=True)
-class Promise:
-    """What admission control set aside for a VM, in bytes."""
-
-    size: int
-    reservation: int
-    overhead: int
 
 
 @dataclass
@@ -59,7 +50,8 @@ class Host:
     state: HostState = field(init=False)
     ranges: Ranges = field(init=False, default_factory=dict)
     images: list[GuestImage] = field(init=False, default_factory=list)
-    promises: dict[VmId, Promise] = field(init=False, default_factory=dict)
+    specs: dict[VmId, VmSpec] = field(init=False, default_factory=dict)
+    """The VMs that are on, as last configured."""
 
     def __post_init__(self) -> None:
         self.state = empty(_ROWS, self.config.sampling.pages)
@@ -68,21 +60,16 @@ class Host:
     # Powering on and off
 
     def why_refused(self, vm: VmSpec) -> str | None:
-        """Admission control: the reason to refuse `vm`, or None."""
-        config = vm.config
-        return self._why_broken(vm.vm, Promise(config.memory, config.reservation, config.overhead))
-
-    def _why_broken(self, vm: VmId, promise: Promise) -> str | None:
-        """Why `promise` to `vm` could not be kept beside those to the other VMs, or None."""
-        others = [other for key, other in self.promises.items() if key != vm]
+        """Admission control: the reason to refuse `vm` beside the other VMs, or None."""
+        others = [other.config for key, other in self.specs.items() if key != vm.vm]
         return allocate.refuse_power_on(
             memory=self.config.memory - self.config.reserve,
-            reserved=sum(p.reservation + p.overhead for p in others),
+            reserved=sum(other.reservation + other.overhead for other in others),
             swap_space=self.config.swap_space_bytes,
-            swap_reserved=sum(p.size - p.reservation for p in others),
-            size=promise.size,
-            reservation=promise.reservation,
-            overhead=promise.overhead,
+            swap_reserved=sum(other.memory - other.reservation for other in others),
+            size=vm.config.memory,
+            reservation=vm.config.reservation,
+            overhead=vm.config.overhead,
         )
 
     def power_on(self, vm: VmSpec) -> None:
@@ -90,13 +77,12 @@ class Host:
 
         Raises ValueError when admission control refuses it or when it is on already.
         """
-        if vm.vm in self.promises:
+        if vm.vm in self.specs:
             raise ValueError(f"VM {vm.vm} is already on host {self.host}")
         reason = self.why_refused(vm)
         if reason is not None:
             raise ValueError(f"host {self.host} refuses VM {vm.vm}: {reason}")
-        config = vm.config
-        self.promises[vm.vm] = Promise(config.memory, config.reservation, config.overhead)
+        self.specs[vm.vm] = vm
         v = self._free_row()
         pattern, composition = self._pattern(vm.image)
         row = self.state.vms[v]
@@ -118,7 +104,7 @@ class Host:
 
     def power_off(self, vm: VmId) -> None:
         """Stop a VM: its frames, swap slots and overhead are free at once."""
-        v = self._row(vm)
+        v = self.row_of(vm)
         row = self.state.vms[v]
         free_vm(self.state, v)
         self.state.host[0].free += row.overhead
@@ -139,13 +125,13 @@ class Host:
         vms = self.state.vms
         vms["base_slot"][vms["base_slot"] > base] -= size
         vms["program"][vms["program"] > first] -= length
-        del self.promises[vm]
+        del self.specs[vm]
         self._change_ranges(contents.release(self.ranges, keys))
         self._reorder()
 
     def reset(self, vm: VmId) -> None:
         """Guest reset: the guest boots again in the memory that it has."""
-        reset_guest(self.state, self._row(vm))
+        reset_guest(self.state, self.row_of(vm))
 
     def set_vm(
         self,
@@ -160,22 +146,19 @@ class Host:
         Raises ValueError, and changes nothing, when the new reservation is not admitted (a lower
         one needs more swap space) or exceeds the limit.
         """
-        row, promise = self.state.vms[self._row(vm)], self.promises[vm]
-        floor, cap = row.reservation, row.limit
-        if reservation is not None:
-            promise = replace(promise, reservation=reservation)
-            floor = min(slots(reservation, self.sample), row.size_slots)
-        if limit is not None:
-            cap = min(slots(limit, self.sample), row.size_slots)
-        reason = self._why_broken(vm, promise)
+        row, spec = self.state.vms[self.row_of(vm)], self.specs[vm]
+        given = {"reservation": reservation, "limit": limit, "shares": shares}
+        changed = {name: value for name, value in given.items() if value is not None}
+        spec = replace(spec, config=spec.config.model_copy(update=changed))
+        config = spec.config
+        cap = config.memory if config.limit is None else config.limit
+        if config.reservation > cap:
+            raise ValueError(f"reservation of VM {vm} exceeds its limit")
+        reason = self.why_refused(spec)
         if reason is not None:
             raise ValueError(f"host {self.host} refuses VM {vm}: {reason}")
-        if floor > cap:
-            raise ValueError(f"reservation of VM {vm} exceeds its limit")
-        self.promises[vm] = promise
-        row.reservation, row.limit = floor, cap
-        if shares is not None:
-            row.shares = shares
+        self.specs[vm] = spec
+        fill_bounds(row, config, self.sample)
         self.state.host[0].rebalance = 1
 
     # Running
@@ -205,7 +188,8 @@ class Host:
 
     # Arrays
 
-    def _row(self, vm: VmId) -> int:
+    def row_of(self, vm: VmId) -> int:
+        """Row of a VM that is on. Raises ValueError."""
         rows = np.flatnonzero(self.state.vms["vm"] == vm)
         if len(rows) == 0:
             raise ValueError(f"VM {vm} is not on host {self.host}")

@@ -12,7 +12,7 @@ import numpy as np
 
 from hostsim import allocate, reclaim
 from hostsim.composition import Composition
-from hostsim.config import HostConfig
+from hostsim.config import HostConfig, VmConfig
 from hostsim.program import KEEP
 from hostsim.program import Rows as ProgramRows
 from hostsim.spec import VmSpec
@@ -57,15 +57,20 @@ def fill_host(
     row.cpus, row.cow_ns, row.scan_ns = config.cpus, config.costs.cow, config.costs.scan
 
 
+def fill_bounds(row: Any, config: VmConfig, sample: int) -> None:
+    """What the allocator may give a VM: reservation, limit and shares."""
+    limit = config.memory if config.limit is None else config.limit
+    row.reservation = min(slots(config.reservation, sample), row.size_slots)
+    row.limit = min(slots(limit, sample), row.size_slots)
+    row.shares = config.share_count
+
+
 def fill_vm(row: Any, spec: VmSpec, composition: Composition, host: Any) -> None:
     """Flatten a VM into its VM row: everything but where its slots and contents lie."""
     config, image, k = spec.config, spec.image, int(host.sample)
-    row.vm, row.vcpus, row.shares = spec.vm, config.vcpus, config.share_count
+    row.vm, row.vcpus = spec.vm, config.vcpus
     row.size_slots = max(slots(config.memory, k), 1)
-    row.reservation = min(slots(config.reservation, k), row.size_slots)
-    row.limit = min(
-        slots(config.memory if config.limit is None else config.limit, k), row.size_slots
-    )
+    fill_bounds(row, config, k)
     row.overhead_due = slots(config.overhead, k)
     row.sharing = config.sharing and host.sharing == 1
     row.driver = DRIVER_PRESENT if config.balloon == "present" else DRIVER_ABSENT

@@ -1,0 +1,171 @@
+"""A VM on its way to another host: content and state travel, frames do not.
+
+At the source the VM's pages are read as they are; at the target every page that was in memory takes
+a frame of its own there, and sharing finds equal pages anew. Swapped, ballooned and untouched pages
+stay what they are. Random streams are keyed by the VM, so the guest goes on as it would have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hostsim.host import Host
+from hostsim.packing import (
+    PackingError,
+    pack_array,
+    pack_spec,
+    seal,
+    unpack_array,
+    unpack_spec,
+    unseal,
+)
+from hostsim.snapshot import ranges_of, to_host, to_local
+from hostsim.spec import VmSpec
+from hostsim.state import HINT, KIND, N_CAUSES, RESIDENT, SHARED, STALE, STATE, STATES, VM, Array
+from hostsim.units import VmId
+
+PACKED_AS = "vm"
+BELONGS_TO_HOST = (
+    *("base_slot", "program", "program_len", "pattern", "zero", "image_base", "app_base"),
+    *("dup_base", "image_family", "app_family", "salt", "sharing", "balloon_max"),
+    *("overhead", "overhead_due", "target", "balloon_target", "gave", "blocked"),
+)
+"""Fields of a VM row that the target gives anew: where things lie, its options, its policy."""
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "row": VM,
+    "page": np.dtype(np.uint8),
+    "content": np.dtype(np.uint32),
+    "sampled": np.dtype(np.int64),
+    "lost": np.dtype(np.int64),
+}
+"""Arrays of a VmImage."""
+
+
+@dataclass(frozen=True)
+class VmImage:
+    """One VM without a host. Arrays may be read-only: import copies them.
+
+    row      (1,) VM               scalars, those that belong to a host zero; no page is SHARED
+    page     (size_slots,) uint8   state bytes, without hints
+    content  (size_slots,) uint32  content words as `snapshot.to_local` names them
+    sampled  (n_samples,) int64    PPNs of the running sampling period
+    lost     (8,) int64            ns lost since the last measurement, by cause
+    """
+
+    spec: VmSpec
+    row: Array
+    page: Array
+    content: Array
+    sampled: Array
+    lost: Array
+
+
+def export_vm(host: Host, vm: VmId) -> VmImage:
+    """The VM as it is; it stays on until it is powered off. Raises ValueError when it is not on."""
+    st, v = host.state, host.row_of(vm)
+    row = st.vms[v]
+    cut = slice(row.base_slot, row.base_slot + row.size_slots)
+    page = st.page[cut].astype(np.int64) & ~(HINT | KIND)
+    page = np.where(page & STATE == SHARED, page & ~STATE | RESIDENT, page)
+    words = to_local(st.content[cut].astype(np.int64) & ~STALE, ranges_of(host, v))
+    plain = st.vms[v : v + 1].copy()
+    plain["resident"] += plain["shared"]
+    for name in ("shared", *BELONGS_TO_HOST):
+        plain[name] = 0
+    return VmImage(
+        spec=host.specs[vm],
+        row=plain.view(np.ndarray),
+        page=page.astype(np.uint8),
+        content=words.astype(np.uint32),
+        sampled=st.sampled[v, : row.samples].copy(),
+        lost=st.lost[v].copy(),
+    )
+
+
+def why_refused(host: Host, image: VmImage) -> str | None:
+    """The reason why `host` cannot take the VM now, or None."""
+    reason = host.why_refused(image.spec)
+    if reason is None and host.state.host[0].free < int(image.row["resident"][0]):
+        return "memory-frames"
+    return reason
+
+
+def import_vm(host: Host, image: VmImage) -> None:
+    """The VM goes on here. Raises ValueError, and changes nothing, when it is refused."""
+    reason = why_refused(host, image)
+    if reason is not None:
+        raise ValueError(f"host {host.host} refuses VM {image.spec.vm}: {reason}")
+    host.power_on(image.spec)
+    st, v = host.state, host.row_of(image.spec.vm)
+    row = st.vms[v]
+    if len(image.page) != row.size_slots:
+        host.power_off(image.spec.vm)
+        raise ValueError(f"VM {image.spec.vm} has {len(image.page)} slots, not {row.size_slots}")
+    try:
+        words = to_host(image.content.astype(np.int64), ranges_of(host, v))
+    except ValueError:
+        host.power_off(image.spec.vm)
+        raise
+    for name in VM.names or ():
+        if name not in BELONGS_TO_HOST:
+            row[name] = image.row[name][0]
+    cut = slice(row.base_slot, row.base_slot + row.size_slots)
+    st.page[cut], st.content[cut] = image.page, words
+    st.sampled[v, : row.samples] = image.sampled
+    st.lost[v] = image.lost
+    st.host[0].free -= row.resident
+
+
+def pack(image: VmImage) -> bytes:
+    """The VM as bytes."""
+    arrays = {name: pack_array(getattr(image, name)) for name in DTYPES}
+    return seal(PACKED_AS, {"spec": pack_spec(image.spec), "arrays": arrays})
+
+
+def unpack(data: bytes) -> VmImage:
+    """The VM that `pack` wrote. Raises PackingError for anything else."""
+    return unseal(PACKED_AS, data, _read)
+
+
+def _read(body: dict[str, Any]) -> VmImage:
+    packed = body["arrays"]
+    row = unpack_array(packed["row"], VM, (1,))
+    n = int(row["size_slots"][0])
+    shapes: dict[str, tuple[int | None, ...]] = {
+        "row": (1,),
+        "page": (n,),
+        "content": (n,),
+        "sampled": (int(row["samples"][0]),),
+        "lost": (N_CAUSES,),
+    }
+    arrays = {name: unpack_array(packed[name], DTYPES[name], shapes[name]) for name in DTYPES}
+    image = VmImage(spec=unpack_spec(body["spec"]), **arrays)
+    _require_sound(image)
+    return image
+
+
+def _require_sound(image: VmImage) -> None:
+    """Every index that compiled code will follow is in range; counters are what they count."""
+    row, n = image.row[0], len(image.page)
+    states = np.bincount(image.page & int(STATE), minlength=8)
+    kept = [int(row[name]) for name in STATES]
+    in_range = {
+        "page states": states.tolist() == [*kept, 0, 0, 0] and kept[int(SHARED)] == 0,
+        "hints": not (image.page & int(HINT | KIND)).any(),
+        "id": int(row["vm"]) == image.spec.vm,
+        "sampled": bool(((image.sampled >= 0) & (image.sampled < n)).all()),
+        "program": 0 <= row["row"] < len(image.spec.program),
+        "guest": 0 <= row["kernel"] < n and 0 <= row["brk"] <= n,
+        "window": 0 < row["span"] <= n - row["kernel"]
+        and 0 <= row["window"] < row["span"]
+        and 0 <= row["active"] <= row["span"],
+        "cursors": 0 <= row["free_cursor"] < n and 0 <= row["given"] < n,
+        "image": row["copies_permille"] >= 1000 and row["boot_ms"] > 0,
+    }
+    for name, holds in in_range.items():
+        if not holds:
+            raise PackingError(f"VM: {name} out of range")

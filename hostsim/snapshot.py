@@ -1,0 +1,281 @@
+"""A whole host as bytes and back, and the digest of its state.
+
+A snapshot continues exactly as the original would. The digest is of what the state means, not of
+how it lies in memory: VMs in id order, contents by their place in a cluster-wide range, so that it
+does not depend on which rows and ranges earlier VMs left free.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hostsim import contents, invariants
+from hostsim.composition import compose
+from hostsim.config import HostConfig
+from hostsim.contents import Key, Range
+from hostsim.guest_config import GuestImage
+from hostsim.host import Host
+from hostsim.packing import (
+    PackingError,
+    pack_array,
+    pack_spec,
+    seal,
+    unpack_array,
+    unpack_spec,
+    unseal,
+    whole,
+)
+from hostsim.state import (
+    ARRAYS,
+    INDEX,
+    PPN_BITS,
+    STALE,
+    UNIQUE,
+    Array,
+    HostState,
+    empty,
+)
+from hostsim.units import HostId, VmId
+
+KIND = "host"
+DERIVED = ("kinds", "ranks", "class_counts", "scratch", "active", "loud")
+"""Arrays that follow from the rest, or hold nothing between two calls."""
+POSITIONS = (
+    *("base_slot", "program", "pattern"),
+    *("zero", "image_base", "app_base", "dup_base"),
+)
+"""Fields of a VM row that say where on this host something lies."""
+RANGE_SHIFT = 28
+"""A content of a VM, host-independent: which of its four ranges << 28 | place in that range."""
+
+
+# Contents by name
+
+
+class VmRanges(NamedTuple):
+    """Where a VM's ranges lie on its host, in the order of `contents.keys_of`; (4,) int64 each."""
+
+    bases: Array
+    lengths: Array
+
+
+def ranges_of(host: Host, v: int) -> VmRanges:
+    """The ranges of the VM in row v."""
+    found = [host.ranges[key] for key in contents.keys_of(host.state.vms[v])]
+    bases = np.array([one.base for one in found], np.int64)
+    return VmRanges(bases, np.array([one.length for one in found], np.int64))
+
+
+def to_local(words: Array, ranges: VmRanges) -> Array:
+    """Content words of a VM, (n,) int64, with host indexes named by range and place."""
+    index = words & INDEX
+    # By base, then length: an empty range lies where another one begins.
+    order = np.lexsort((ranges.lengths, ranges.bases))
+    which = order[np.searchsorted(ranges.bases[order], index, side="right") - 1]
+    named = (which << RANGE_SHIFT) | (index - ranges.bases[which])
+    return np.where(words & UNIQUE != 0, words, named | (words & STALE))
+
+
+def to_host(words: Array, ranges: VmRanges) -> Array:
+    """The reverse of `to_local`. Raises ValueError for a place outside its range."""
+    which, place = (words & INDEX) >> RANGE_SHIFT, words & ((1 << RANGE_SHIFT) - 1)
+    is_common = words & UNIQUE == 0
+    if (is_common & (place >= ranges.lengths[which])).any():
+        raise ValueError("a content outside the VM's ranges")
+    return np.where(is_common, (ranges.bases[which] + place) | (words & STALE), words)
+
+
+# Digest
+
+
+def digest(host: Host) -> str:
+    """SHA-256, hex, of the host's state."""
+    st = host.state
+    total = hashlib.sha256()
+    total.update(st.host.tobytes())
+    total.update(st.level_ms.tobytes())
+    for vm in host.vm_ids():
+        total.update(_meaning_of(host, host.row_of(vm)))
+    total.update(_stale_hints(host).tobytes())
+    return total.hexdigest()
+
+
+def _meaning_of(host: Host, v: int) -> bytes:
+    """One VM: its row without positions, pages, contents, sample, lost time, program."""
+    st, row = host.state, host.state.vms[v]
+    plain = st.vms[v : v + 1].copy()
+    for name in POSITIONS:
+        plain[name] = 0
+    cut = slice(row.base_slot, row.base_slot + row.size_slots)
+    words = to_local(st.content[cut].astype(np.int64), ranges_of(host, v))
+    parts = [
+        plain,
+        st.page[cut],
+        words,
+        st.sampled[v, : row.samples],
+        st.lost[v],
+        st.programs[row.program : row.program + row.program_len],
+    ]
+    return b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
+
+
+def _stale_hints(host: Host) -> Array:
+    """(n, 6) int64, sorted: VM id and page, then kind, family, salt and place of the content."""
+    st = host.state
+    is_used = st.stale_page >= 0
+    pages, at = st.stale_page[is_used], st.stale_at[is_used]
+    if len(pages) == 0:
+        return np.zeros((0, 6), np.int64)
+    keys = np.array(list(host.ranges), np.int64)
+    bases = np.array([one.base for one in host.ranges.values()], np.int64)
+    # An empty range lies where the next one does: the last one at that base holds the content.
+    which = np.searchsorted(bases, at, side="right") - 1
+    vms = st.vms["vm"][pages >> PPN_BITS]
+    ppns = pages & ((1 << int(PPN_BITS)) - 1)
+    found = np.column_stack([vms, ppns, keys[which], at - bases[which]])
+    return found[np.lexsort(found.T[::-1])]
+
+
+# Snapshot
+
+
+def save(host: Host) -> bytes:
+    """The host as bytes."""
+    st = host.state
+    return seal(
+        KIND,
+        {
+            "host": host.host,
+            "config": host.config.model_dump(),
+            "seed": host.seed,
+            "sample": host.sample,
+            "tick_ms": host.tick_ms,
+            "images": [image.model_dump() for image in host.images],
+            "specs": [pack_spec(host.specs[vm]) for vm in sorted(host.specs)],
+            "ranges": [[*key, at.length, at.users] for key, at in host.ranges.items()],
+            "arrays": {
+                name: pack_array(getattr(st, name)) for name in ARRAYS if name not in DERIVED
+            },
+        },
+    )
+
+
+def load(data: bytes) -> Host:
+    """The host that `save` wrote. Raises PackingError for anything else."""
+    return unseal(KIND, data, _read)
+
+
+def _read(body: dict[str, Any]) -> Host:
+    host = Host(
+        host=HostId(whole(body["host"])),
+        config=HostConfig.model_validate(body["config"]),
+        seed=whole(body["seed"]),
+        sample=whole(body["sample"]),
+        tick_ms=whole(body["tick_ms"]),
+    )
+    host.images = [GuestImage.model_validate(image) for image in body["images"]]
+    host.specs = {spec.vm: spec for spec in map(unpack_spec, body["specs"])}
+    host.ranges = _ranges(body["ranges"])
+    host.state = _state(body["arrays"], host)
+    _require_sound(host)
+    return host
+
+
+def _ranges(packed: list[list[int]]) -> dict[Key, Range]:
+    found: dict[Key, Range] = {}
+    base = 0
+    for kind, family, salt, length, users in packed:
+        found[Key(int(kind), int(family), int(salt))] = Range(base, whole(length), whole(users))
+        base += length
+    return found
+
+
+def _state(packed: Mapping[str, Any], host: Host) -> HostState:
+    """The arrays, each of the shape that the others ask for."""
+    n_rows = packed["vms"]["shape"][0]
+    n_contents = sum(at.length for at in host.ranges.values())
+    shapes: dict[str, tuple[int | None, ...]] = {
+        name: (None,) * ndim for name, (_, ndim) in ARRAYS.items()
+    }
+    per_row = {"vms": (), "order": (), "lost": (8,), "class_base": (3, 5)}
+    shapes |= {name: (n_rows, *rest) for name, rest in per_row.items()}
+    shapes |= {"sampled": (n_rows, host.config.sampling.pages), "host": (1,), "level_ms": (4,)}
+    shapes |= {"refs": (n_contents,), "hints": (n_contents,)}
+    arrays = {
+        name: unpack_array(packed[name], dtype, shapes[name])
+        for name, (dtype, _) in ARRAYS.items()
+        if name not in DERIVED
+    }
+    blank = empty(n_rows, host.config.sampling.pages)
+    layouts = [compose(image) for image in host.images]
+    for name in ("kinds", "ranks", "class_counts"):
+        rows = [getattr(layout, name) for layout in layouts]
+        arrays[name] = np.stack(rows) if rows else getattr(blank, name)
+    sizes = arrays["vms"]["size_slots"]
+    loud = np.zeros(max(sizes.max(initial=0), 0), np.uint8)
+    return HostState(**arrays, scratch=blank.scratch, active=blank.active, loud=loud)
+
+
+def _require_sound(host: Host) -> None:
+    """Every index that compiled code will follow lies inside its array; every truth holds."""
+    st = host.state
+    on = np.flatnonzero(st.vms["vm"] >= 0)
+    rows = st.vms[on]
+    if sorted(host.specs) != sorted(rows["vm"].tolist()):
+        raise PackingError("host: VMs and their specs differ")
+    expected = on[np.argsort(rows["vm"])]
+    if st.order.tolist() != [*expected.tolist(), *[-1] * (len(st.order) - len(on))]:
+        raise PackingError("host: VMs are not in id order")
+    for start, length, total in (
+        ("base_slot", "size_slots", len(st.page)),
+        ("program", "program_len", len(st.programs)),
+    ):
+        by_start = rows[np.argsort(rows[start], kind="stable")]
+        ends = np.cumsum(by_start[length])
+        tiled = np.concatenate([[0], ends[:-1]]) if len(on) else by_start[start]
+        whole_size = int(ends[-1]) if len(on) else 0
+        if by_start[start].tolist() != tiled.tolist() or whole_size != total:
+            raise PackingError(f"host: {start} does not divide {total}")
+    if len(st.content) != len(st.page):
+        raise PackingError("host: pages and contents differ in number")
+    for v in on.tolist():
+        _require_sound_vm(host, v)
+    size = len(st.stale_page)
+    if size != len(st.stale_at) or size < 8 or size & (size - 1):
+        raise PackingError("host: the table of stale hints has a wrong size")
+    if (st.stale_page == -1).sum() == 0 or (st.stale_at >= len(st.refs)).any():
+        raise PackingError("host: the table of stale hints is broken")
+    try:
+        invariants.check(st)
+    except invariants.BrokenInvariantError as error:
+        raise PackingError(f"host: {error}") from None
+
+
+def _require_sound_vm(host: Host, v: int) -> None:
+    st = host.state
+    row = st.vms[v]
+    spec = host.specs[VmId(int(row.vm))]
+    kept = [row.zero, row.image_base, row.app_base, row.dup_base]
+    words = st.content[row.base_slot : row.base_slot + row.size_slots].astype(np.int64)
+    in_range = {
+        "contents": bool(((words & UNIQUE != 0) | (words & INDEX < len(st.refs))).all()),
+        "ranges": ranges_of(host, v).bases.tolist() == kept,
+        "program": row.program_len == len(spec.program) and 0 <= row.row < row.program_len,
+        "pattern": 0 <= row.pattern < len(host.images),
+        "samples": 0 <= row.samples <= st.sampled.shape[1],
+        "sampled": bool((st.sampled[v, : row.samples] < row.size_slots).all())
+        and bool((st.sampled[v, : row.samples] >= 0).all()),
+        "guest": 0 <= row.kernel < row.size_slots and 0 <= row.brk <= row.size_slots,
+        "window": 0 < row.span <= row.size_slots - row.kernel
+        and 0 <= row.window < max(row.span, 1)
+        and 0 <= row.active <= row.span,
+        "cursors": 0 <= row.free_cursor < row.size_slots and 0 <= row.given < row.size_slots,
+        "copies": row.copies_permille >= 1000 and row.boot_ms > 0,
+    }
+    for name, holds in in_range.items():
+        if not holds:
+            raise PackingError(f"host: {name} of VM {row.vm} out of range")
