@@ -142,6 +142,7 @@ class Coordinator:
         report = reports.build(self._seen, about, fates, self.loaded.assumptions)
         vm_table = reports.vm_table(self._seen, fates)
         if stopped:
+            report["partial"] = True
             reason = "the run was stopped before its end"
             self._folder.abandon(reason, report, vm_table, self._manifest())
         else:

@@ -2,12 +2,13 @@
 
 The agenda is the scenario in order of time: planned arrivals and departures, and events. Whatever
 falls inside an epoch acts at the start of the next one. Departures come first, so that arrivals
-find the room; then the rest in order of time, ties to the lower VM id.
+find the room; then the rest in order of time, ties to the lower VM id. What one VM does keeps its
+order: arrivals and departures before events of the same time, and those as in the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,10 +19,10 @@ from cluster.messages import Order, PowerOff, PowerOn, Reset, SetVm
 from cluster.population import Population
 from cluster.scenario import Event, EventValues, Scenario
 from cluster.state import NOWHERE, ClusterState
+from hostsim.spec import VmSpec
 from hostsim.units import MIB, HostId, VmId
 
 POWER_OFF, SET, RESET, POWER_ON = "power_off", "set", "reset", "power_on"
-_RANK = {POWER_OFF: 0, SET: 1, RESET: 2, POWER_ON: 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,24 +81,28 @@ def agenda(population: Population, scenario: Scenario) -> Agenda:
     """Arrivals, departures and events of a scenario in the order in which they act."""
     last = scenario.duration // scenario.epoch
     due: list[Due] = []
+    stops: dict[VmId, Due] = {}
     for vm in population.vms:
         if vm.start_ms is None:
             continue
         starts = -(-vm.start_ms // scenario.epoch)
         due.append(Due(starts, vm.start_ms, POWER_ON, vm.spec.vm))
         if vm.stop_ms is not None:  # who comes stays for an epoch at least
-            stops = max(-(-vm.stop_ms // scenario.epoch), starts + 1)
-            due.append(Due(stops, vm.stop_ms, POWER_OFF, vm.spec.vm))
+            at = max(-(-vm.stop_ms // scenario.epoch), starts + 1)
+            stops[vm.spec.vm] = Due(at, vm.stop_ms, POWER_OFF, vm.spec.vm)
     ids = {vm.spec.name: vm.spec.vm for vm in population.vms}
-    due += [_of_event(event, ids, scenario.epoch) for event in scenario.events]
-    due.sort(key=lambda one: (one.epoch, one.at_ms, _RANK[one.action], one.vm))
+    due += stops.values()
+    due += [_of_event(event, ids[event.target], stops, scenario.epoch) for event in scenario.events]
+    due.sort(key=lambda one: (one.epoch, one.at_ms, one.vm, not one.planned))
     due = _departures_first([one for one in due if one.epoch < last])
     return Agenda(tuple(due), np.array([one.epoch for one in due], np.int64))
 
 
-def _of_event(event: Event, ids: dict[str, VmId], epoch_ms: int) -> Due:
+def _of_event(event: Event, vm: VmId, stops: Mapping[VmId, Due], epoch_ms: int) -> Due:
     epoch = -(-event.at // epoch_ms)
-    return Due(epoch, event.at, event.action, ids[event.target], event.values, planned=False)
+    if vm in stops and event.at >= stops[vm].at_ms:  # not before a departure that was put off
+        epoch = max(epoch, stops[vm].epoch)
+    return Due(epoch, event.at, event.action, vm, event.values, planned=False)
 
 
 def _departures_first(due: list[Due]) -> list[Due]:
@@ -160,8 +165,21 @@ def _power_on(
     taken = placement.load(now, scenario.placement, due.vm)[choice.host]
     facts |= {"policy": scenario.placement.policy, "by": scenario.placement.by}
     facts |= {"taken_bytes": int(taken), "host_bytes": int(now.hosts.memory[choice.host])}
-    order = PowerOn(choice.host, population.vms[due.vm].spec)
+    order = PowerOn(choice.host, _as_set(now, population.vms[due.vm].spec))
     return order, replace(told, host=choice.host, facts=facts)
+
+
+def _as_set(now: ClusterState, vm: VmSpec) -> VmSpec:
+    """The VM with what events have changed about it."""
+    asked = {name: int(getattr(now, name)[vm.vm]) for name in state.SETTINGS}
+    config = vm.config
+    if asked == {
+        "reservation": config.reservation,
+        "limit": config.limit or config.memory,
+        "shares": config.share_count,
+    }:
+        return vm
+    return replace(vm, config=config.model_copy(update=asked))
 
 
 def _set(
@@ -173,14 +191,27 @@ def _set(
         for name, value in values.model_dump(exclude_none=True).items()
     }
     told = replace(told, facts=facts)
-    if values.reservation is not None:
-        promised = now.per_host(now.reservation + now.vms.overhead)[host]
-        promised += values.reservation - now.reservation[due.vm]
-        if promised > now.hosts.memory[host]:
-            reason = "the host has not the memory reserved"
-            return None, replace(told, kind="refused_set", reason=reason)
+    refused = _why_not_set(now, due.vm, host, values)
+    if refused is not None:
+        return None, replace(told, kind="refused_set", reason=refused)
     shares = values.shares
     if isinstance(shares, str):
         per_mib = {"low": 5, "normal": 10, "high": 20}[shares]
         shares = per_mib * (int(now.vms.size[due.vm]) // MIB)
     return SetVm(host, due.vm, values.reservation, values.limit, shares), told
+
+
+def _why_not_set(now: ClusterState, vm: VmId, host: HostId, values: EventValues) -> str | None:
+    """Admission control for a running VM. Scenarios are sound only if all that they set is done."""
+    limit = int(now.limit[vm]) if values.limit is None else values.limit
+    before = int(now.reservation[vm])
+    reservation = before if values.reservation is None else values.reservation
+    if reservation > limit:
+        return "the reservation would exceed the limit"
+    promised = now.per_host(now.reservation + now.vms.overhead)[host] + reservation - before
+    if promised > now.hosts.memory[host]:
+        return "the host has not the memory reserved"
+    swappable = now.per_host(now.vms.size - now.reservation)[host] + before - reservation
+    if swappable > now.hosts.swap_space[host]:
+        return "the host has not the swap space"
+    return None

@@ -19,5 +19,8 @@ def prepare(own_cluster: bool) -> None:
     }
     if own_cluster:
         defaults |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        # Means, on every system: one machine only. Or Ray takes 127.0.0.1 for the machine's
+        # outward address, and its processes listen on all devices.
+        defaults["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

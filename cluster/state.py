@@ -14,13 +14,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from cluster.messages import EpochReport, Order, PowerOff, PowerOn, SetVm
+from cluster.messages import EpochReport, Order, PowerOff, PowerOn, Reset, SetVm
 from cluster.population import Population
 from hostsim.units import PAGE_SIZE
 
 Ints = npt.NDArray[np.int64]
 
 NOWHERE = -1
+SETTINGS = ("reservation", "limit", "shares")
+"""What `set` changes about a VM: columns of the state, fields of a SetVm and of a VmConfig."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,9 @@ class ClusterState:
     """The cluster at the start of an epoch. Arrays are never written after construction.
 
     host_of      (n_vms,) host id, or NOWHERE
-    reservation  (n_vms,) bytes; `set` changes it
+    reservation  (n_vms,) bytes; this and the next two outlive a power-off
+    limit        (n_vms,) bytes
+    shares       (n_vms,) a number
     consumed     (n_vms,) bytes, last measured or expected
     active       (n_vms,) bytes, last measured or expected
     """
@@ -60,6 +64,8 @@ class ClusterState:
     vms: VmColumns
     host_of: Ints
     reservation: Ints
+    limit: Ints
+    shares: Ints
     consumed: Ints
     active: Ints
 
@@ -90,6 +96,8 @@ def initial(population: Population) -> ClusterState:
         ),
         host_of=np.full(len(specs), NOWHERE, np.int64),
         reservation=_column([spec.config.reservation for spec in specs]),
+        limit=_column([spec.config.limit or spec.config.memory for spec in specs]),
+        shares=_column([spec.config.share_count for spec in specs]),
         consumed=footprint.copy(),
         active=footprint.copy(),
     )
@@ -97,8 +105,9 @@ def initial(population: Population) -> ClusterState:
 
 def obey(state: ClusterState, orders: Sequence[Order]) -> ClusterState:
     """The state once `orders` are carried out."""
-    host_of, reservation = state.host_of.copy(), state.reservation.copy()
+    host_of = state.host_of.copy()
     consumed, active = state.consumed.copy(), state.active.copy()
+    kept = {name: getattr(state, name).copy() for name in SETTINGS}
     for order in orders:
         match order:
             case PowerOn():
@@ -107,13 +116,14 @@ def obey(state: ClusterState, orders: Sequence[Order]) -> ClusterState:
                 consumed[vm] = active[vm] = state.vms.footprint[vm]
             case PowerOff():
                 host_of[order.vm] = NOWHERE
-            case SetVm(reservation=int(value)):
-                reservation[order.vm] = value
-            case _:
+            case SetVm():
+                for name, column in kept.items():
+                    value = getattr(order, name)
+                    if value is not None:
+                        column[order.vm] = value
+            case Reset():
                 pass
-    return replace(
-        state, host_of=host_of, reservation=reservation, consumed=consumed, active=active
-    )
+    return replace(state, host_of=host_of, consumed=consumed, active=active, **kept)
 
 
 def learn(state: ClusterState, report: EpochReport) -> ClusterState:

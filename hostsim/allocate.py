@@ -17,6 +17,9 @@ from hostsim.state import Array
 _BISECTIONS = 128
 """Halvings of lambda: enough to tell any two sums of slots apart in float64."""
 
+_ROUNDING = 1e-6
+"""Slots by which float64 may fall short of a whole number that is exact."""
+
 SLOW, FAST = 1.0 / 7.0, 0.6
 """Variance of the slow and fast averages in terms of one sample's: a / (2 - a) for gain a."""
 
@@ -114,7 +117,7 @@ def _whole_slots(
     for i in range(n):
         want = _entitlement(level, shares[i], active[i], k)
         if _is_between(want, shares[i], low[i], cap[i]):
-            whole = i64(np.floor(_entitlement(exact, shares[i], active[i], k)))
+            whole = i64(np.floor(_entitlement(exact, shares[i], active[i], k) + _ROUNDING))
             target[i] = min(max(whole, low[i]), cap[i])
         left -= target[i]
     for i in range(n):

@@ -32,6 +32,7 @@ GROWTH_CONTENT = ContentTable(
 """Every use and content class appears, common contents more often than in a real guest."""
 
 ANON_ONLY = ContentTable(kernel=ContentMix(unique=50), anon=ContentMix(unique=950))
+ANON_GROWTH = ContentTable(anon=ContentMix(unique=1000))
 ALL_ZERO = ContentTable(kernel=ContentMix(zero=100), cache=ContentMix(zero=900))
 ALL_KERNEL = ContentTable(kernel=ContentMix(image=500, unique=500))
 

@@ -1,0 +1,289 @@
+"""Builders for tests of the cluster: states of made-up hosts and VMs, and a small run that hurts.
+
+The run is small in pages (one simulated in 16) and short, and has everything in it: arrivals,
+departures, every action of an event, refusals, and hosts too small for what their guests use.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scenario_files import changed, write
+
+from cluster import planner
+from cluster.coordinator import Coordinator, Outcome, Progress
+from cluster.fleet import Fleet, HostSet, LocalFleet, merge
+from cluster.messages import EpochReport, Order
+from cluster.planner import Agenda, Due, Plan
+from cluster.population import HostSpec, Population, populate
+from cluster.scenario import Scenario
+from cluster.scenario_file import Loaded, load
+from cluster.state import NOWHERE, ClusterState, HostColumns, VmColumns, initial
+from hostsim.invariants import BrokenInvariantError
+from hostsim.units import HostId
+
+PRESSED: dict[str, Any] = {
+    "name": "pressed",
+    "seed": 7,
+    "duration": "15 min",
+    "tick": "5 s",
+    "fidelity": {"sample": 16},
+    "hosts": [{"name": "esx", "count": 3, "memory": "256 MiB", "reserve": "16 MiB", "cpus": 4}],
+    "images": [
+        {
+            "name": "linux",
+            "footprint": "48 MiB",
+            "content": {
+                "kernel": {"image": "20 %", "unique": "10 %"},
+                "anon": {"zero": "20 %", "image": "20 %", "unique": "30 %"},
+            },
+        }
+    ],
+    "workloads": [
+        {
+            "name": "hungry",
+            "stagger": "2 min",
+            "phases": [
+                {"duration": "3 min", "memory": "90 %", "active": "60 %", "touch_interval": "5 s"},
+                {"duration": "2 min", "memory": "50 %", "active": "10 %", "touch_interval": "5 s"},
+            ],
+        }
+    ],
+    "vms": [
+        {
+            "name": "web",
+            "count": 8,
+            "memory": "128 MiB",
+            "reservation": "16 MiB",
+            "overhead": "4 MiB",
+            "image": "linux",
+            "workload": "hungry",
+            "interval": "30 s",
+        },
+        {
+            "name": "batch",
+            "count": 3,
+            "memory": "96 MiB",
+            "overhead": "4 MiB",
+            "balloon": "absent",
+            "image": "linux",
+            "workload": "hungry",
+            "start": "2 min",
+            "stop": "7 min",
+            "interval": "1 min",
+        },
+        {
+            "name": "late",
+            "memory": "64 MiB",
+            "overhead": "4 MiB",
+            "image": "linux",
+            "workload": "hungry",
+            "start": "never",
+        },
+        {
+            "name": "wide",
+            "memory": "200 MiB",
+            "image": "linux",
+            "workload": "hungry",
+            "start": "8 min",
+        },
+    ],
+    "placement": {"policy": "worst-fit", "overcommit": 2.0},
+    "events": [
+        {"at": "4 min", "target": "web-1", "action": "reset"},
+        {"at": "5 min", "target": "web-2", "action": "set", "values": {"shares": "high"}},
+        {"at": "6 min", "target": "web-3", "action": "set", "values": {"reservation": "64 MiB"}},
+        {"at": "9 min", "target": "web-4", "action": "power_off"},
+        {"at": "10 min", "target": "late", "action": "power_on"},
+    ],
+}
+"""`wide` finds no host; everything else does."""
+
+
+def cluster(
+    *, memory: Sequence[int], size: Sequence[int], on: Sequence[int] | None = None, **columns: Any
+) -> ClusterState:
+    """A state from columns; what is not given is ample room and zero needs.
+
+    on: host of each VM, -1 is nowhere, which is also the default.
+    """
+    hosts, vms = len(memory), len(size)
+
+    def column(name: str, default: Sequence[int]) -> Any:
+        return np.array(columns.pop(name, default), np.int64)
+
+    host_columns = HostColumns(
+        memory=np.array(memory, np.int64),
+        swap_space=column("swap_space", [1 << 40] * hosts),
+        cpus=column("cpus", [1 << 20] * hosts),
+    )
+    footprint = column("footprint", size)
+    state = ClusterState(
+        hosts=host_columns,
+        vms=VmColumns(
+            size=np.array(size, np.int64),
+            overhead=column("overhead", [0] * vms),
+            vcpus=column("vcpus", [1] * vms),
+            footprint=footprint,
+        ),
+        host_of=np.array([NOWHERE] * vms if on is None else on, np.int64),
+        reservation=column("reservation", [0] * vms),
+        limit=column("limit", size),
+        shares=column("shares", [1000] * vms),
+        consumed=column("consumed", footprint),
+        active=column("active", footprint),
+    )
+    assert not columns, f"unknown columns: {columns}"
+    return state
+
+
+def arrays_of(state: ClusterState) -> list[list[int]]:
+    """Every number of a state, to compare states with."""
+    hosts, vms = state.hosts, state.vms
+    columns = [hosts.memory, hosts.swap_space, hosts.cpus]
+    columns += [vms.size, vms.overhead, vms.vcpus, vms.footprint]
+    columns += [state.host_of, state.reservation, state.limit, state.shares]
+    columns += [state.consumed, state.active]
+    return [column.tolist() for column in columns]
+
+
+class Plans:
+    """A scenario, its agenda, and the plans of its epochs one after the other."""
+
+    def __init__(self, folder: Path, **values: Any) -> None:
+        found = load(write(folder, changed(**values)))
+        self.loaded: Loaded = found
+        self.scenario: Scenario = found.scenario
+        self.population: Population = populate(found)
+        self.agenda: Agenda = planner.agenda(self.population, self.scenario)
+        self.now: ClusterState = initial(self.population)
+        self.names = [vm.spec.name for vm in self.population.vms]
+
+    def due(self) -> list[tuple[int, str, str]]:
+        return [(one.epoch, one.action, self.names[one.vm]) for one in self.agenda.due]
+
+    def plan(self, due: list[Due], epoch: int) -> Plan:
+        plan = planner.plan(self.now, due, self.population, self.scenario, epoch)
+        self.now = plan.after
+        return plan
+
+    def all(self) -> list[Plan]:
+        """Plans of every epoch in which something is due."""
+        return [self.plan(list(self.agenda.at(e)), e) for e in dict.fromkeys(self.agenda.epochs)]
+
+    def told(self) -> list[tuple[str, str, str | None]]:
+        """(kind, VM, reason) of every decision of the run."""
+        decisions = [one for plan in self.all() for one in plan.decisions]
+        return [(one.kind, self.names[one.vm], one.reason) for one in decisions]
+
+
+def pressed(folder: Path, **values: Any) -> Loaded:
+    """PRESSED with top-level keys replaced, loaded."""
+    return load(write(folder, PRESSED | values, "pressed.yaml"))
+
+
+def host_set(loaded: Loaded, hosts: Sequence[HostSpec], check: bool = False) -> HostSet:
+    """Some hosts of a scenario, ready to run."""
+    scenario = loaded.scenario
+    return HostSet(
+        hosts,
+        seed=scenario.seed,
+        sample=scenario.fidelity.sample,
+        tick_ms=scenario.tick,
+        epoch_ms=scenario.epoch,
+        check=check,
+    )
+
+
+class PackedFleet:
+    """Hosts in several sets of one process, asked in any order: what actors do, without Ray."""
+
+    def __init__(self, sets: Mapping[tuple[HostId, ...], HostSet]) -> None:
+        self._sets = sets
+
+    def run(self, orders: Sequence[Order], first_epoch: int, n_epochs: int) -> EpochReport:
+        """See Fleet."""
+        reports = []
+        for ids, hosts in self._sets.items():
+            mine = [order for order in orders if order.host in ids]
+            reports.append(hosts.run(mine, first_epoch, n_epochs))
+        return merge(reports)
+
+    def digests(self) -> dict[HostId, str]:
+        """See Fleet."""
+        return {
+            host: text for hosts in self._sets.values() for host, text in hosts.digests().items()
+        }
+
+    def close(self) -> None:
+        """See Fleet."""
+
+
+def packed(loaded: Loaded, population: Population, packs: Sequence[Sequence[int]]) -> PackedFleet:
+    """A fleet of one HostSet per pack of host ids, in the order given."""
+    sets = {}
+    for pack in packs:
+        specs = [population.hosts[host] for host in pack]
+        sets[tuple(spec.host for spec in specs)] = host_set(loaded, specs)
+    return PackedFleet(sets)
+
+
+class Recorded(LocalFleet):
+    """Writes down what it is asked; fails on demand."""
+
+    def __init__(self, loaded: Loaded, population: Population) -> None:
+        super().__init__(host_set(loaded, population.hosts))
+        self.calls: list[tuple[int, int, int]] = []
+        self.fails_at: int | None = None
+
+    def run(self, orders: Sequence[Order], first_epoch: int, n_epochs: int) -> EpochReport:
+        self.calls.append((first_epoch, n_epochs, len(orders)))
+        if self.fails_at is not None and first_epoch >= self.fails_at:
+            raise BrokenInvariantError("host 0, epoch 7: frames: 3 used + 4 free != 8")
+        return super().run(orders, first_epoch, n_epochs)
+
+
+def recorded(
+    fails_at: int | None = None,
+) -> tuple[Callable[[Loaded, Population], Fleet], list[Recorded]]:
+    made: list[Recorded] = []
+
+    def fleet(loaded: Loaded, population: Population) -> Fleet:
+        made.append(Recorded(loaded, population))
+        made[0].fails_at = fails_at
+        return made[0]
+
+    return fleet, made
+
+
+def simulate(
+    loaded: Loaded,
+    out: Path,
+    *,
+    fleet: Callable[[Loaded, Population], Fleet] | None = None,
+    watch: Callable[[Progress], None] = lambda now: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    check: bool = False,
+) -> Outcome:
+    """A whole run in this process, into the folder `out`."""
+    population = populate(loaded)
+    hosts: Fleet = (
+        LocalFleet(host_set(loaded, population.hosts, check))
+        if fleet is None
+        else fleet(loaded, population)
+    )
+    how = {"fleet": "test"}
+    return Coordinator(loaded, population, hosts, out, how, watch, should_stop).run()
+
+
+def json_lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text("utf-8").splitlines()]
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))
+    return found

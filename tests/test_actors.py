@@ -1,0 +1,296 @@
+"""Hosts in Ray actors: nothing of it shows in a result, and nothing of it stays behind.
+
+One Ray session for all but the tests of the command, which starts its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from cluster_builders import PRESSED, json_lines, manifest_of, pressed, simulate
+from scenario_files import write
+from typer.testing import CliRunner
+
+from cluster import ray_environment
+from cluster.cli import app
+from cluster.coordinator import Outcome, Progress
+from cluster.errors import ClusterError, exit_code
+from cluster.population import populate
+from cluster.scenario_file import Loaded
+
+PROC = Path("/proc")
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.skipif(
+        not (PROC / "net/tcp").exists(), reason="looks at processes in Linux's /proc"
+    ),
+]
+EQUAL = ("report.json", "events.jsonl", "hosts.parquet", "vms.parquet", "epochs.parquet")
+LONG = "3650 d"
+TOO_LONG_S = 60
+"""For something that hangs."""
+
+
+# Processes
+
+
+def processes_below(parent: int) -> dict[int, str]:
+    """A process and all that it started, by id, with their command lines."""
+    parents: dict[int, int] = {}
+    for folder in PROC.iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                after_name = (folder / "stat").read_text().rpartition(")")[2].split()
+                parents[int(folder.name)] = int(after_name[1])
+    found = {parent}
+    while more := {pid for pid, above in parents.items() if above in found} - found:
+        found |= more
+    names: dict[int, str] = {}
+    for pid in sorted(found):
+        with contextlib.suppress(OSError):
+            command = (PROC / str(pid) / "cmdline").read_bytes()
+            names[pid] = command.replace(b"\0", b" ").decode("utf-8", "replace").strip()
+    return names
+
+
+def named(word: str, parent: int | None = None) -> list[int]:
+    """Ids of our processes, or those below another one, whose command has this word."""
+    below = processes_below(os.getpid() if parent is None else parent)
+    return [pid for pid, command in below.items() if word in command]
+
+
+def assert_gone(pids: Any) -> None:
+    """Each of these processes has ended, or does so within a minute."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            handle = os.pidfd_open(pid)
+            watched = select.poll()
+            watched.register(handle, select.POLLIN)
+            ended = watched.poll(TOO_LONG_S * 1000)
+            os.close(handle)
+            assert ended, f"process {pid} is still there"
+
+
+def listening(pids: Any) -> set[str]:
+    """Hexadecimal addresses at which these processes take connections."""
+    inodes = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for link in (PROC / str(pid) / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    inodes.add(os.readlink(link).removeprefix("socket:[").removesuffix("]"))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in (PROC / "net" / table).read_text().splitlines()[1:]:
+            cells = line.split()
+            if cells[3] == "0A" and cells[9] in inodes:
+                found.add(cells[1].split(":")[0])
+    return found
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def actors() -> Iterator[ModuleType]:
+    """`cluster.actors`, imported as the command does it, with a session of Ray."""
+    before = dict(os.environ)
+    ray_environment.prepare(own_cluster=True)
+    from cluster import actors
+
+    with actors.session(None):
+        yield actors
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def on_ray(
+    actors: ModuleType,
+    loaded: Loaded,
+    out: Path,
+    hosts_per_actor: int,
+    watch: Callable[[Progress], None] = lambda now: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """As the command does it."""
+    scenario = loaded.scenario
+    population = populate(loaded)
+    setup = actors.HostSetup(
+        population.hosts,
+        scenario.seed,
+        scenario.fidelity.sample,
+        scenario.tick,
+        scenario.epoch,
+        True,
+    )
+    how = {"fleet": "ray"}
+    outcome: Outcome = actors.run(
+        loaded, population, setup, hosts_per_actor, out, how, watch, should_stop
+    )
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
+    folder = tmp_path_factory.mktemp("local")
+    return simulate(pressed(folder), folder / "out"), folder / "out"
+
+
+@pytest.mark.parametrize(("hosts_per_actor", "n_actors"), [(1, 3), (2, 2), (3, 1)])
+def test_a_run_in_actors_is_the_run_in_process(
+    actors: ModuleType,
+    local: tuple[Outcome, Path],
+    tmp_path: Path,
+    hosts_per_actor: int,
+    n_actors: int,
+) -> None:
+    seen: set[int] = set()
+
+    def watch(now: Progress) -> None:
+        seen.update(named("ray::HostActor"))
+
+    outcome = on_ray(actors, pressed(tmp_path), tmp_path / "out", hosts_per_actor, watch)
+    assert outcome == local[0]
+    for name in EQUAL:
+        assert (tmp_path / "out" / name).read_bytes() == (local[1] / name).read_bytes(), name
+    assert len(seen) <= n_actors
+    assert_gone({*seen, *named("ray::HostActor"), *named("ray::CoordinatorActor")})
+
+
+def test_a_run_that_is_stopped_keeps_what_it_has(actors: ModuleType, tmp_path: Path) -> None:
+    shown: list[Progress] = []
+    loaded = pressed(tmp_path, duration=LONG)
+    outcome = on_ray(actors, loaded, tmp_path / "out", 2, shown.append, lambda: bool(shown))
+    assert outcome.stopped and outcome.report["partial"]
+    rows = pq.read_table(tmp_path / "out" / "hosts.parquet")
+    assert len(rows) == 3 * outcome.report["simulated_s"] // 60
+    assert outcome.report["simulated_s"] >= shown[0].epoch * 60
+    assert manifest_of(tmp_path / "out")["reason"] == "the run was stopped before its end"
+
+
+@pytest.mark.parametrize("who", ["HostActor", "CoordinatorActor"])
+def test_a_process_that_dies_ends_the_run_with_what_it_had(
+    actors: ModuleType, tmp_path: Path, who: str
+) -> None:
+    first: list[Progress] = []
+
+    def shoot(now: Progress) -> None:
+        if not first:
+            first.append(now)
+            os.kill(max(named(f"ray::{who}")), signal.SIGKILL)
+
+    loaded = pressed(tmp_path, duration=LONG)
+    with pytest.raises(ClusterError, match="a process of the run was lost: ") as caught:
+        on_ray(actors, loaded, tmp_path / "out", 1, shoot)
+    assert exit_code(caught.value) == 1
+    manifest = manifest_of(tmp_path / "out")
+    assert manifest["partial"] is True
+    why = "the run failed: " if who == "HostActor" else "the run was killed, or still goes on"
+    assert manifest["reason"].startswith(why)
+    assert json_lines(tmp_path / "out")[0]["kind"] == "power_on"
+    if who == "HostActor":
+        rows = pq.read_table(tmp_path / "out" / "hosts.parquet")
+        assert len(rows) >= 3 * first[0].epoch
+    page = CliRunner().invoke(app, ["report", str(tmp_path / "out")])
+    assert page.exit_code == 0, page.output
+    assert_gone({*named("ray::HostActor"), *named("ray::CoordinatorActor")})
+
+
+def test_an_error_on_a_host_comes_back_as_it_was(actors: ModuleType, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.write_text("not a folder")
+    from cluster.tables import OutputError
+
+    with pytest.raises(OutputError, match="cannot use"):
+        on_ray(actors, pressed(tmp_path), out, 3)
+
+
+def test_packing_follows_what_was_asked_or_the_cpus(actors: ModuleType) -> None:
+    assert [actors.pack(n, 4, None) for n in (1, 8, 9, 100, 101)] == [1, 1, 3, 25, 26]
+    assert actors.pack(100, 4, 7) == 7
+    assert actors.pack(100, 0, None) == 100
+
+
+# The command
+
+
+@dataclass
+class Command:
+    """What was seen of a run of the command until Ctrl-C, and how it ended."""
+
+    out: Path
+    processes: dict[int, str]
+    listening: set[str]
+    stranger: subprocess.CompletedProcess[str]
+    """Tried to use its Ray with a token of his own."""
+    code: int
+    printed: str
+    errors: str
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    folder = tmp_path_factory.mktemp("command")
+    path = write(folder, PRESSED | {"duration": LONG}, "long.yaml")
+    main = [sys.executable, "-c", "from cluster.cli import main; main()"]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    with subprocess.Popen(
+        [*main, "run", str(path), "--hosts-per-actor", "3", "--out", str(folder / "out")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean,
+        start_new_session=True,
+    ) as process:
+        assert process.stderr is not None
+        next(line for line in process.stderr if "VMs" in line)
+        below = processes_below(process.pid)
+        taken_at = listening(below)
+        (address,) = set(re.findall(r"--gcs-address=(\S+)", " ".join(below.values())))
+        connect = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level=50)"
+        stranger = subprocess.run(
+            [sys.executable, "-c", connect, address],
+            env=clean | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64},
+            capture_output=True,
+            text=True,
+            timeout=TOO_LONG_S,
+        )
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everybody
+        printed, errors = process.communicate(timeout=TOO_LONG_S)
+    code = process.returncode
+    return Command(folder / "out", below, taken_at, stranger, code, printed, errors)
+
+
+def test_the_command_listens_on_the_loopback_device(command: Command) -> None:
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F"}
+    assert command.listening and command.listening <= loopback
+
+
+def test_the_command_takes_no_stranger(command: Command) -> None:
+    assert command.stranger.returncode == 1
+    assert "AuthenticationError" in command.stranger.stderr
+
+
+def test_ctrl_c_ends_the_command_and_all_its_processes(command: Command) -> None:
+    assert command.code == 1
+    assert sum("ray::" in one for one in command.processes.values()) >= 2
+    assert_gone(command.processes)
+    last = f"esxsim: stopped before the end: partial results are in {command.out}"
+    assert command.errors.splitlines()[-1] == last
+    assert "Traceback" not in command.errors
+    assert "PARTIAL: the run ended early" in command.printed
+    assert manifest_of(command.out)["reason"] == "the run was stopped before its end"
+    assert len(pq.read_table(command.out / "hosts.parquet")) > 0
