@@ -1,10 +1,11 @@
 """PURE: who should have how much memory [P 5, 6.2]: shares, reservation, limit, the idle tax.
 
 Repeated min-funding revocation, which takes from the client that pays least per page, ends where
-the adjusted price S / (P (f + k (1 - f))) is equal for all. With active memory A = f P held fixed,
-that is linear: P = (lambda S + (k - 1) A) / k, one lambda for all, clamped to each VM's bounds.
-So the equilibrium is solved directly instead of revoking page by page. All amounts are in slots
-unless named otherwise. Nothing here writes host state.
+the adjusted price S / (P (f + k (1 - f))) is equal for all. With active memory A held fixed and
+f = min(1, A / P), that is linear in two pieces: P = lambda S up to A, (lambda S + (k - 1) A) / k
+beyond, one lambda for all, clamped to each VM's bounds. So the equilibrium is solved directly
+instead of revoking page by page. All amounts are in slots unless named otherwise. Nothing here
+writes host state.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def tax_factor(tax: float) -> float:
 
 @small
 def _entitlement(level: float, shares: float, active: float, k: float) -> float:
-    return (level * shares + (k - 1.0) * active) / k
+    """Slots at which a VM pays the price that `level`, lambda, stands for."""
+    flat = level * shares
+    return flat if flat <= active else (flat + (k - 1.0) * active) / k
 
 
 @kernel
@@ -60,11 +63,10 @@ def divide(
             target[i] = low[i]
         return
     # lambda where the sum of clamped entitlements meets the total; the sum rises with lambda.
-    below, above = -1.0, 1.0
+    below, above = 0.0, 1.0
     for i in range(n):
         if shares[i] > 0:
             above = max(above, k * (cap[i] + 1.0) / shares[i])
-            below = min(below, -(k - 1.0) * active[i] / shares[i] - 1.0)
     for _ in range(_BISECTIONS):
         middle = 0.5 * (below + above)
         total_at = 0.0
@@ -100,19 +102,19 @@ def _whole_slots(
     """Fix the VMs that `level` puts at a bound, solve the others exactly, deal out what is left."""
     n = shares.size
     rest = np.float64(total)
-    shares_between = 0.0
-    active_between = 0.0
+    weight = 0.0
     for i in range(n):
         want = _entitlement(level, shares[i], active[i], k)
         if _is_between(want, shares[i], low[i], cap[i]):
-            shares_between += shares[i]
-            active_between += active[i]
+            is_beyond = level * shares[i] > active[i]
+            weight += shares[i] / k if is_beyond else np.float64(shares[i])
+            rest -= (k - 1.0) / k * active[i] if is_beyond else 0.0
         else:
             target[i] = cap[i] if shares[i] > 0 and want >= cap[i] else low[i]
             rest -= target[i]
-    if shares_between == 0.0:
+    if weight == 0.0:
         return
-    exact = (k * rest - (k - 1.0) * active_between) / shares_between
+    exact = rest / weight
     left = total
     for i in range(n):
         want = _entitlement(level, shares[i], active[i], k)

@@ -15,15 +15,15 @@ from hostsim.state import (
     BALLOONED,
     DRIVER_PRESENT,
     GUEST_PAGING,
-    MILLIONTHS,
     HostState,
     count_vms,
     due,
+    slot_unit,
     state_of,
 )
 
 LOOKS = 64
-"""Random pages looked at for a ballooned one, before the next one upwards."""
+"""Random pages looked at for a ballooned one, before a draw among all."""
 
 
 @small
@@ -38,13 +38,16 @@ def can_balloon(st: HostState, v: int) -> bool:
 def _find_ballooned(st: HostState, v: int, key: np.uint64, draw: int) -> int:
     """A random ballooned page. The caller saw that there is one."""
     vm = st.vms[v]
-    ppn = 0
+    first_draw = draw * (LOOKS + 1)
     for look in range(LOOKS):
-        ppn = rng.below(key, draw * LOOKS + look, vm.size_slots)
+        ppn = rng.below(key, first_draw + look, vm.size_slots)
         if state_of(st, vm.base_slot + ppn) == BALLOONED:
             return ppn
-    while state_of(st, vm.base_slot + ppn) != BALLOONED:
-        ppn = ppn + 1 if ppn + 1 < vm.size_slots else 0
+    rank = rng.below(key, first_draw + LOOKS, vm.ballooned)
+    ppn = -1
+    while rank >= 0:
+        ppn += 1
+        rank -= state_of(st, vm.base_slot + ppn) == BALLOONED
     return ppn
 
 
@@ -95,14 +98,15 @@ def poll(st: HostState, v: int, polls: int) -> None:
     if vm.lost_driver == 1:
         restart_driver(st, v)
     period_ms = polls * host.balloon_poll_ms
-    vm.inflate_carry = vm.inflate_carry % MILLIONTHS + host.inflate_rate * period_ms
-    vm.deflate_carry = vm.deflate_carry % MILLIONTHS + host.deflate_rate * period_ms
+    unit = slot_unit(st)
+    vm.inflate_carry = vm.inflate_carry % unit + host.inflate_rate * period_ms
+    vm.deflate_carry = vm.deflate_carry % unit + host.deflate_rate * period_ms
     missing = vm.balloon_target - vm.ballooned
     if missing > 0:
-        inflate(st, v, min(missing, vm.inflate_carry // MILLIONTHS))
+        inflate(st, v, min(missing, vm.inflate_carry // unit))
     elif missing < 0:
         key = rng.stream(host.seed, rng.DEFLATE, vm.vm, host.tick)
-        deflate(st, v, min(-missing, vm.deflate_carry // MILLIONTHS), key)
+        deflate(st, v, min(-missing, vm.deflate_carry // unit), key)
 
 
 @kernel

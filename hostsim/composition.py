@@ -3,7 +3,8 @@
 An image says which part of its pages has which use and content class. Here that becomes a pattern
 of PATTERN slots per section (kernel, rest of the footprint, growth), spread so evenly that its
 first n slots have the floor or the ceiling of each entry's part, whatever n: so under miniature
-simulation, too, and equal in every VM of the image. A longer section repeats it.
+simulation, too, and equal in every VM of the image. A longer section repeats it after as many slots
+as its permille sum to, where every part is whole.
 """
 
 from __future__ import annotations
@@ -36,13 +37,15 @@ _CLASSES = ("zero", "image", "application", "duplicate", "unique")
 class Composition:
     """The layout of one guest image.
 
-    kinds (3, PATTERN) int64, ranks (3, PATTERN) int64, class_counts (3, 5) int64: see HostState.
+    kinds (3, PATTERN) int64, ranks (3, PATTERN) int64, class_counts (3, 5) int64, periods (3,)
+    int64: see HostState.
     kernel_permille: unmovable part of the footprint.
     """
 
     kinds: Array
     ranks: Array
     class_counts: Array
+    periods: Array
     kernel_permille: int
     copies_permille: int
 
@@ -86,20 +89,25 @@ def compose(image: GuestImage) -> Composition:
     kinds[IN_KERNEL] = _spread(_entries(image.content, ("kernel",)))
     kinds[IN_FOOTPRINT] = _spread(_entries(image.content, ("cache", "anon", "free")))
     kinds[IN_GROWTH] = _spread(_entries(image.growth, ("cache", "anon", "free")))
+    kernel_permille = sum(image.content.kernel.model_dump().values())
+    # A section's parts are exact after as many slots as its weights sum to: there it repeats.
+    periods = np.array([kernel_permille, PATTERN - kernel_permille, PATTERN])
+    periods[periods == 0] = PATTERN
     ranks = np.zeros_like(kinds)
     class_counts = np.zeros((3, N_CLASSES), np.int64)
     for section in range(3):
         for content in range(N_CLASSES):
             is_class = kinds[section] % 8 == content
+            is_class[periods[section] :] = False
             ranks[section, is_class] = np.arange(is_class.sum())
             class_counts[section, content] = is_class.sum()
-    kernel_permille = sum(image.content.kernel.model_dump().values())
-    return Composition(kinds, ranks, class_counts, kernel_permille, round(image.copies * 1000))
+    copies_permille = round(image.copies * 1000)
+    return Composition(kinds, ranks, class_counts, periods, kernel_permille, copies_permille)
 
 
 def class_slots(composition: Composition, section: int, n_slots: int) -> Array:
     """(5,) int64: slots of each content class among the first `n_slots` of a section."""
-    whole, rest = divmod(n_slots, PATTERN)
+    whole, rest = divmod(n_slots, int(composition.periods[section]))
     counts: Array = composition.class_counts[section] * whole
     tail = composition.kinds[section, :rest] % 8
     return counts + np.bincount(tail, minlength=N_CLASSES)

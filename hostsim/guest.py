@@ -25,7 +25,6 @@ from hostsim.state import (
     IN_GROWTH,
     IN_KERNEL,
     INDEX,
-    PATTERN,
     STALE,
     UNIQUE,
     ZERO,
@@ -43,15 +42,23 @@ def fresh_word(st: HostState, v: int) -> int:
     return UNIQUE | (st.vms[v].serial & INDEX)
 
 
+@small
+def section_of(st: HostState, v: int, ppn: int) -> tuple[int, int]:
+    """Which section of its image a page belongs to, and its place there."""
+    vm = st.vms[v]
+    if ppn < vm.kernel:
+        return IN_KERNEL, ppn
+    if ppn < vm.footprint:
+        return IN_FOOTPRINT, ppn - vm.kernel
+    return IN_GROWTH, ppn - vm.footprint
+
+
 @kernel
 def plan_kind(st: HostState, v: int, ppn: int) -> int:
     """Guest use * 8 + content class of a page at its first use."""
-    vm = st.vms[v]
-    if ppn < vm.kernel:
-        return st.kinds[vm.pattern, IN_KERNEL, ppn % PATTERN]
-    if ppn < vm.footprint:
-        return st.kinds[vm.pattern, IN_FOOTPRINT, (ppn - vm.kernel) % PATTERN]
-    return st.kinds[vm.pattern, IN_GROWTH, (ppn - vm.footprint) % PATTERN]
+    section, offset = section_of(st, v, ppn)
+    pattern = st.vms[v].pattern
+    return st.kinds[pattern, section, offset % st.periods[pattern, section]]
 
 
 @kernel
@@ -61,16 +68,12 @@ def plan_word(st: HostState, v: int, ppn: int) -> int:
     The j-th page of class IMAGE holds the j-th content of the image family in every VM.
     """
     vm = st.vms[v]
-    if ppn < vm.kernel:
-        section, offset = IN_KERNEL, ppn
-    elif ppn < vm.footprint:
-        section, offset = IN_FOOTPRINT, ppn - vm.kernel
-    else:
-        section, offset = IN_GROWTH, ppn - vm.footprint
-    at = offset % PATTERN
+    section, offset = section_of(st, v, ppn)
+    period = st.periods[vm.pattern, section]
+    at = offset % period
     kind = st.kinds[vm.pattern, section, at] % 8
     j = st.class_base[v, section, kind] + st.ranks[vm.pattern, section, at]
-    j += offset // PATTERN * st.class_counts[vm.pattern, section, kind]
+    j += offset // period * st.class_counts[vm.pattern, section, kind]
     if kind == ZERO:
         return vm.zero
     if kind == IMAGE:
@@ -142,9 +145,22 @@ def _fault_in(st: HostState, v: int, ppn: int, free_becomes: int) -> int:
                 return cost
             cost *= st.host[0].sample
             take_back(st, v, ppn)
+            _rename_sampled(st, v, vm.given, ppn)
     is_first = use_of(st, slot) == FREE
     more = _allocate(st, v, ppn, free_becomes) if is_first else _page_in(st, v, ppn)
-    return more if more < 0 else cost + more
+    if more < 0:  # the touch will be tried again, but its page was given up already
+        vm.debt_ns += cost
+        return more
+    return cost + more
+
+
+@kernel
+def _rename_sampled(st: HostState, v: int, given: int, taken: int) -> None:
+    """Two pages have traded places: to a real guest, with a page number of its own, it is one page
+    that it has used for something else. So a sample of it goes on under its new number."""
+    for i in range(st.vms[v].samples):
+        if st.sampled[v, i] == given:
+            st.sampled[v, i] = taken
 
 
 @kernel
@@ -189,18 +205,20 @@ def scrub(st: HostState, v: int, ppn: int) -> int:
 
 @kernel
 def free_page(st: HostState, v: int, ppn: int) -> int:
-    """The guest frees a page. The host does not see it, unless the guest scrubs it."""
+    """The guest frees a page. The host does not see it, unless the guest scrubs it.
+
+    A scrub that stalls leaves the page free: freeing it again tries again.
+    """
     vm = st.vms[v]
     slot = vm.base_slot + ppn
     use = use_of(st, slot)
-    if use == FREE:
-        return 0
-    if in_guest_memory(state_of(st, slot)):
-        count_use(st, v, use, -1)
-        vm.guest_free += 1
-    elif use == ANON:
-        vm.guest_swapped -= 1
-    set_use(st, slot, FREE)
+    if use != FREE:
+        if in_guest_memory(state_of(st, slot)):
+            count_use(st, v, use, -1)
+            vm.guest_free += 1
+        elif use == ANON:
+            vm.guest_swapped -= 1
+        set_use(st, slot, FREE)
     return scrub(st, v, ppn) if vm.windows == 1 else 0
 
 

@@ -219,6 +219,7 @@ class Host:
                 kinds=np.concatenate([st.kinds, composition.kinds[None]]),
                 ranks=np.concatenate([st.ranks, composition.ranks[None]]),
                 class_counts=np.concatenate([st.class_counts, composition.class_counts[None]]),
+                periods=np.concatenate([st.periods, composition.periods[None]]),
             )
         return self.images.index(image), composition
 

@@ -1,7 +1,7 @@
 """Configuration -> rows of state: the one place that divides by the sampling factor k.
 
-Memory and rates are divided by k; times, latencies, shares and sample counts are not. Rates become
-slots a second x 1000, so that a step's due is whole millionths and no fraction is ever lost.
+Memory is divided by k; times, latencies, shares and sample counts are not. Rates stay those of
+pages, a second x 1000: a step's due is whole millionths of a page, and a slot is due at k pages.
 """
 
 from __future__ import annotations
@@ -22,11 +22,6 @@ from hostsim.units import PAGE_SIZE, HostId, slots
 MILLI = 1000
 
 
-def rate_milli(pages_per_s: int, sample: int) -> int:
-    """Pages a second -> slots a second x 1000."""
-    return pages_per_s * MILLI // sample
-
-
 def fill_host(
     row: Any, config: HostConfig, host: HostId, seed: int, sample: int, tick_ms: int
 ) -> None:
@@ -39,13 +34,13 @@ def fill_host(
         row[name] = value
     sharing = config.sharing
     row.sharing = sharing.enabled
-    row.scan_rate_vm = rate_milli(sharing.scan_pages_per_s_vm, sample)
-    row.scan_rate_total = rate_milli(sharing.scan_pages_per_s_total, sample)
+    row.scan_rate_vm = sharing.scan_pages_per_s_vm * MILLI
+    row.scan_rate_total = sharing.scan_pages_per_s_total * MILLI
     row.scan_time_ms = sharing.scan_time or 0
     balloon = config.balloon
     row.balloon_poll_ms = balloon.poll
-    row.inflate_rate = balloon.inflate * MILLI // (PAGE_SIZE * sample)
-    row.deflate_rate = balloon.deflate * MILLI // (PAGE_SIZE * sample)
+    row.inflate_rate = balloon.inflate * MILLI // PAGE_SIZE
+    row.deflate_rate = balloon.deflate * MILLI // PAGE_SIZE
     row.balloon_max_permille = balloon.maximum
     row.balance_ms = config.allocation.balance_period
     row.claim_touched = config.allocation.claim == "touched"
@@ -53,7 +48,7 @@ def fill_host(
     row.tax_k = allocate.tax_factor(config.allocation.idle_tax / 1000)
     row.sample_pages, row.sample_ms = config.sampling.pages, config.sampling.period
     row.swap_latency_ns = config.swap.latency
-    row.swap_iops = rate_milli(config.swap.iops, sample)
+    row.swap_iops = config.swap.iops * MILLI
     row.cpus, row.cow_ns, row.scan_ns = config.cpus, config.costs.cow, config.costs.scan
 
 
@@ -88,7 +83,7 @@ def fill_vm(row: Any, spec: VmSpec, composition: Composition, host: Any) -> None
     row.kernel = min(kernel, row.size_slots - 1)  # the active set needs a page to lie in
     row.boot_ms = image.boot
     row.boot_end_ns = image.boot * 1_000_000
-    row.disk_latency_ns, row.disk_iops = image.disk.latency, rate_milli(image.disk.iops, k)
+    row.disk_latency_ns, row.disk_iops = image.disk.latency, image.disk.iops * MILLI
     row.vm_clock, row.repeat = spec.vm_clock, spec.repeat
     row.start_ms, row.offset_ms = host.now_ms, spec.offset_ms
     row.span = 1
@@ -101,5 +96,5 @@ def program_slots(rows: ProgramRows, sample: int) -> Array:
         pages = rows[name]
         nearest = (2 * pages + sample) // (2 * sample)
         scaled[name] = np.where(pages == KEEP, KEEP, np.where(pages > 0, np.maximum(nearest, 1), 0))
-    scaled["growth_pages_per_s"] = rows["growth_pages_per_s"] * MILLI // sample
+    scaled["growth_pages_per_s"] = rows["growth_pages_per_s"] * MILLI
     return scaled

@@ -21,8 +21,8 @@ _SLIDES = ((4 * GIB, 60), (8 * GIB, 40), (16 * GIB, 20))
 class Thresholds(NamedTuple):
     """In slots: a level is entered below `down_*` and left upwards above `up_*`."""
 
-    high: int
-    """Free memory that targets aim for."""
+    goal: int
+    """Free memory that targets and paging aim for: just enough to be HIGH again."""
     down_soft: int
     down_hard: int
     down_low: int
@@ -52,7 +52,7 @@ def thresholds(config: Reclaim, memory_bytes: int, sample: int) -> Thresholds:
         margin_permille = 5 if config.reading == "a" else 0
     margin = slots(memory_bytes * margin_permille // 1000, sample)
     down = (high, soft, hard) if config.reading == "a" else (soft, hard, low)
-    return Thresholds(high, *down, high + margin, soft + margin, hard + margin)
+    return Thresholds(high + margin + 1, *down, high + margin, soft + margin, hard + margin)
 
 
 @kernel

@@ -71,18 +71,20 @@ def _holds(st: HostState, slot: int, use: int) -> bool:
 
 @kernel
 def _find_use(st: HostState, v: int, use: int, key: np.uint64) -> int:
-    """A random page of this use in guest memory. The caller saw that there is one.
+    """A random page of this use, CACHE or ANON, in guest memory. The caller saw that there is one.
 
-    LOOKS random pages, then the next one upwards.
+    LOOKS random pages; then a draw among all that there are.
     """
     vm = st.vms[v]
-    ppn = 0
     for look in range(LOOKS):
         ppn = rng.below(key, look, vm.size_slots)
         if _holds(st, vm.base_slot + ppn, use):
             return ppn
-    while not _holds(st, vm.base_slot + ppn, use):
-        ppn = ppn + 1 if ppn + 1 < vm.size_slots else 0
+    rank = rng.below(key, 2 * LOOKS, vm.cache if use == CACHE else vm.anon)
+    ppn = -1
+    while rank >= 0:
+        ppn += 1
+        rank -= _holds(st, vm.base_slot + ppn, use)
     return ppn
 
 
@@ -186,6 +188,7 @@ def give_page(st: HostState, v: int) -> int:
     if vm.guest_free > 0:
         ppn = _find_free(st, v)
         vm.guest_free -= 1
+        vm.given = ppn
         pin(st, v, ppn)
         return 0
     ppn = choose_victim(st, v)

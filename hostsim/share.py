@@ -17,7 +17,6 @@ from hostsim.state import (
     ACCESSED,
     HINT,
     INDEX,
-    MILLIONTHS,
     PPN_BITS,
     RESIDENT,
     SHARED,
@@ -27,6 +26,7 @@ from hostsim.state import (
     HostState,
     count_vms,
     set_state,
+    slot_unit,
     state_of,
 )
 
@@ -205,10 +205,10 @@ def scan(st: HostState, first: int) -> None:
 
     VMs are served in id order starting at position `first` of the order.
     """
-    host = st.host[0]
+    host, unit = st.host[0], slot_unit(st)
     host.scan_carry += host.scan_rate_total * host.dt_ms
-    left = host.scan_carry // MILLIONTHS
-    host.scan_carry -= left * MILLIONTHS
+    left = host.scan_carry // unit
+    host.scan_carry -= left * unit
     host.scanned_last_step = 0
     n = count_vms(st)
     for i in range(n):
@@ -218,10 +218,10 @@ def scan(st: HostState, first: int) -> None:
             continue
         rate = host.scan_rate_vm
         if host.scan_time_ms > 0:
-            rate = min(rate, vm.size_slots * MILLIONTHS // host.scan_time_ms)
+            rate = min(rate, vm.size_slots * unit // host.scan_time_ms)
         vm.scan_carry += rate * host.dt_ms
-        budget = min(vm.scan_carry // MILLIONTHS, left)
-        vm.scan_carry %= MILLIONTHS
+        budget = min(vm.scan_carry // unit, left)
+        vm.scan_carry %= unit
         if budget > 0:
             left -= budget
             host.scanned_last_step += scan_vm(st, v, budget)

@@ -42,7 +42,7 @@ from hostsim.state import (
 from hostsim.units import HostId, VmId
 
 KIND = "host"
-DERIVED = ("kinds", "ranks", "class_counts", "scratch", "active", "loud")
+DERIVED = ("kinds", "ranks", "class_counts", "periods", "scratch", "active", "loud")
 """Arrays that follow from the rest, or hold nothing between two calls."""
 POSITIONS = (
     *("base_slot", "program", "pattern"),
@@ -212,7 +212,7 @@ def _state(packed: Mapping[str, Any], host: Host) -> HostState:
     }
     blank = empty(n_rows, host.config.sampling.pages)
     layouts = [compose(image) for image in host.images]
-    for name in ("kinds", "ranks", "class_counts"):
+    for name in ("kinds", "ranks", "class_counts", "periods"):
         rows = [getattr(layout, name) for layout in layouts]
         arrays[name] = np.stack(rows) if rows else getattr(blank, name)
     sizes = arrays["vms"]["size_slots"]

@@ -48,7 +48,7 @@ SWAP_IN, GUEST_PAGING, COW, SCAN_CPU, BLOCKED, MIGRATION, CPU, DECOMPRESS = map(
 N_CAUSES = 8
 
 PATTERN = 1000
-"""Slots after which the composition of a guest image repeats: entries are whole permille."""
+"""Slots after which the composition of a guest image repeats, at most: entries are permille."""
 IN_KERNEL, IN_FOOTPRINT, IN_GROWTH = map(i64, range(3))
 ZERO, IMAGE, APPLICATION, DUPLICATE, FRESH = map(i64, range(5))
 """Content classes of a page at its first use."""
@@ -64,8 +64,8 @@ HOST = np.dtype(
     _fields(np.int64, "host seed sample now_ms dt_ms tick")
     # Frames: machine = memory - reserve; free = machine - overhead - private - distinct.
     + _fields(np.int64, "machine overhead free distinct hint_frames level rebalance")
-    # Thresholds in slots: enter a level below down_*, leave it upwards above up_*.
-    + _fields(np.int64, "high down_soft down_hard down_low up_high up_soft up_hard")
+    # Thresholds in slots: enter a level below down_*, leave it upwards above up_*; goal: enough.
+    + _fields(np.int64, "goal down_soft down_hard down_low up_high up_soft up_hard")
     # Options, flattened from config once.
     + _fields(np.int64, "scan_rate_total scan_rate_vm scan_time_ms sharing")
     + _fields(np.int64, "balloon_poll_ms inflate_rate deflate_rate balloon_max_permille")
@@ -82,7 +82,7 @@ HOST = np.dtype(
     + _fields(np.int64, "stalled_touches cpu_demand_ms"),
     align=True,
 )
-"""Scalars of a host. Rates are slots a second x 1000 unless named otherwise."""
+"""Scalars of a host. Rates are pages a second x 1000, whatever a slot stands for."""
 
 VM = np.dtype(
     _fields(
@@ -138,6 +138,7 @@ class HostState:
     kinds       (n_images, 3, PATTERN) int64  guest use * 8 + content class of a pattern's slots
     ranks       (n_images, 3, PATTERN) int64  how many slots of the same class come before each
     class_counts (n_images, 3, 5) int64   slots of each class in one pattern
+    periods     (n_images, 3) int64       slots after which each section's pattern repeats
     class_base  (n_rows, 3, 5) int64  slots of each class in a VM's sections before this one
     programs    (n_program_rows,) ROW  workloads, in slots
     scratch     (5, n_rows) int64  working space of one call, as kernels allocate nothing
@@ -160,6 +161,7 @@ class HostState:
     kinds: Array
     ranks: Array
     class_counts: Array
+    periods: Array
     class_base: Array
     programs: Array
     scratch: Array
@@ -195,6 +197,7 @@ ARRAYS: dict[str, tuple[np.dtype[Any], int]] = {
     "kinds": (INT, 3),
     "ranks": (INT, 3),
     "class_counts": (INT, 3),
+    "periods": (INT, 2),
     "class_base": (INT, 3),
     "programs": (ROW, 1),
     "scratch": (INT, 2),
@@ -213,7 +216,7 @@ def _typeof(value: HostState, context: Any) -> Arrays:
 
 PPN_BITS = i64(40)
 MILLIONTHS = i64(1_000_000)
-"""A rate of slots/s x 1000 over milliseconds counts millionths of a slot; the rest carries."""
+"""A rate of pages/s x 1000 over milliseconds counts millionths of a page; the rest carries."""
 
 
 @small
@@ -259,9 +262,9 @@ def shared_saved(st: HostState) -> int:
 
 
 @small
-def refill(carry: int, iops_milli: int, dt_ms: int) -> int:
-    """Operations a device has for a step, in millionths: what was left over whole is lost."""
-    return carry % MILLIONTHS + iops_milli * dt_ms
+def slot_unit(st: HostState) -> int:
+    """Millionths of a page in one slot: what a carry must reach for a slot to be due."""
+    return MILLIONTHS * st.host[0].sample
 
 
 @small
@@ -300,6 +303,7 @@ def empty(n_rows: int, n_samples: int) -> HostState:
         kinds=np.zeros((0, 3, PATTERN), np.int64),
         ranks=np.zeros((0, 3, PATTERN), np.int64),
         class_counts=np.zeros((0, 3, N_CLASSES), np.int64),
+        periods=np.zeros((0, 3), np.int64),
         class_base=np.zeros((n_rows, 3, N_CLASSES), np.int64),
         programs=np.zeros(0, ROW).view(np.recarray),
         scratch=np.zeros((5, n_rows), np.int64),

@@ -9,15 +9,14 @@ from hostsim.jit import i64, kernel
 from hostsim.state import (
     HARD,
     HIGH,
-    MILLIONTHS,
     SOFT,
     Array,
     HostState,
     alloc_of,
     count_vms,
     due,
-    refill,
     shared_saved,
+    slot_unit,
 )
 
 NS_PER_MS = 1_000_000
@@ -70,14 +69,14 @@ def advance(st: HostState, n_steps: int, changes: Array) -> int:
 
 @kernel
 def refill_devices(st: HostState) -> None:
-    """A step's worth of operations for the swap device and for every guest's disk."""
-    host = st.host[0]
-    host.swap_io_carry = refill(host.swap_io_carry, host.swap_iops, host.dt_ms)
-    host.swap_io_left = host.swap_io_carry // MILLIONTHS
+    """A step's worth of operations for the swap device and every guest's disk; unused ones go."""
+    host, unit = st.host[0], slot_unit(st)
+    host.swap_io_carry = host.swap_io_carry % unit + host.swap_iops * host.dt_ms
+    host.swap_io_left = host.swap_io_carry // unit
     for i in range(count_vms(st)):
         vm = st.vms[st.order[i]]
-        vm.disk_io_carry = refill(vm.disk_io_carry, vm.disk_iops, host.dt_ms)
-        vm.disk_io_left = vm.disk_io_carry // MILLIONTHS
+        vm.disk_io_carry = vm.disk_io_carry % unit + vm.disk_iops * host.dt_ms
+        vm.disk_io_left = vm.disk_io_carry // unit
 
 
 @kernel
@@ -114,7 +113,7 @@ def machine_to_divide(st: HostState) -> int:
     overheads = host.overhead
     for i in range(count_vms(st)):
         overheads += st.vms[st.order[i]].overhead_due
-    return host.machine - overheads - host.high + shared_saved(st)
+    return host.machine - overheads - host.goal + shared_saved(st)
 
 
 @kernel
@@ -185,11 +184,11 @@ def page_out(st: HostState) -> None:
             excess[i] = max(alloc_of(st, v) - st.vms[v].target, 0)
             if host.level >= HARD:
                 excess[i] = max(excess[i] - st.vms[v].gave, 0)
-    while host.free < host.high and host.swap_io_left > 0:
+    while host.free < host.goal and host.swap_io_left > 0:
         i = i64(np.argmax(excess))
         if excess[i] == 0:
             break
-        swap.page_out_vm(st, st.order[i], excess[i], host.high)
+        swap.page_out_vm(st, st.order[i], excess[i], host.goal)
         excess[i] = 0
 
 
@@ -231,8 +230,10 @@ def run_guests(st: HostState, first: int) -> None:
 
 @kernel
 def cpu_demand(st: HostState, v: int) -> int:
-    """What a VM would use now, in permille of a core."""
+    """What a VM would use now, in permille of a core. One that may not run uses nothing."""
     vm = st.vms[v]
+    if vm.blocked == 1:
+        return 0
     if vm.booted == 0:
         return BOOT_CPU_PERMILLE
     return st.programs[workload.select_row(st, v)].cpu_permille * vm.vcpus

@@ -29,6 +29,7 @@ from hostsim.state import (
     UNIQUE,
     USE_SHIFT,
     HostState,
+    slot_unit,
 )
 
 NS_PER_MS = 1_000_000
@@ -70,12 +71,12 @@ def settle(st: HostState, v: int, cost_ns: int) -> bool:
 
 @kernel
 def select_row(st: HostState, v: int) -> int:
-    """Advance the program to the row in force; returns its index in `programs`."""
+    """Advance the program to the row in force as the step starts; its index in `programs`."""
     vm = st.vms[v]
     if vm.vm_clock == 1:
         at_ms = (vm.clock_ns - vm.boot_end_ns) // NS_PER_MS + vm.offset_ms
     else:
-        at_ms = st.host[0].now_ms - vm.start_ms + vm.offset_ms
+        at_ms = st.host[0].now_ms - st.host[0].dt_ms - vm.start_ms + vm.offset_ms
     last = vm.program + vm.program_len - 1
     while at_ms - vm.cycle_start_ms >= st.programs[vm.program + vm.row].until_ms:
         if vm.program + vm.row < last:
@@ -106,6 +107,12 @@ def boot(st: HostState, v: int) -> None:
             vm.scrub_cursor += cost >= 0
             if not settle(st, v, cost):
                 break
+
+
+@kernel
+def finish_boot(st: HostState, v: int) -> None:
+    """After a step: the program starts once boot time is over and all memory is in place."""
+    vm = st.vms[v]
     scrubbed = vm.windows == 0 or vm.scrub_cursor == vm.size_slots
     if vm.clock_ns >= vm.boot_end_ns and vm.brk >= vm.footprint and scrubbed:
         vm.booted = 1
@@ -144,8 +151,8 @@ def resize(st: HostState, v: int, memory: int, rate: int) -> None:
     """Grow or free towards the memory that the program wants in use."""
     vm = st.vms[v]
     vm.grow_carry += rate * st.host[0].dt_ms
-    due = vm.grow_carry // NS_PER_MS
-    vm.grow_carry %= NS_PER_MS
+    due = vm.grow_carry // slot_unit(st)
+    vm.grow_carry %= slot_unit(st)
     if vm.brk < memory:
         grow(st, v, min(due, memory - vm.brk))
     else:
@@ -338,3 +345,5 @@ def run(st: HostState, v: int, cpu_lost_ns: int, scan_lost_ns: int) -> None:
     for cause in range(st.lost.shape[1]):
         before -= st.lost[v, cause]
     vm.clock_ns += dt_ns + before
+    if vm.booted == 0:
+        finish_boot(st, v)

@@ -70,7 +70,7 @@ def host_numbers(esx: Esx) -> dict[str, int]:
         "level": esx.level,
         "level_free": esx.level_free,
         "rebalance": int(esx.rebalance),
-        "high": top.high,
+        "goal": top.goal,
         "down_soft": top.down[0],
         "down_hard": top.down[1],
         "down_low": top.down[2],
@@ -78,12 +78,12 @@ def host_numbers(esx: Esx) -> dict[str, int]:
         "up_soft": top.up[1],
         "up_hard": top.up[2],
         "scanned_last_step": esx.scanned_last_step,
-        "scan_carry": int(esx.scan.owed * MILLIONTHS),
+        "scan_carry": int(esx.scan.owed * MILLIONTHS * esx.sample),
         "swap_io_left": esx.swap_io_left,
     }
 
 
-def vm_numbers(vm: Vm) -> dict[str, int]:
+def vm_numbers(vm: Vm, sample: int) -> dict[str, int]:
     """What the fast host keeps in a VM row, counted in the twin."""
     guest = vm.guest
     return {
@@ -130,7 +130,7 @@ def vm_numbers(vm: Vm) -> dict[str, int]:
         "samples": len(vm.sampled),
         "periods": vm.periods,
         "period_start_ns": vm.period_start_ns,
-        "scan_carry": int(vm.scan.owed * MILLIONTHS),
+        "scan_carry": int(vm.scan.owed * MILLIONTHS * sample),
     }
 
 
@@ -200,7 +200,7 @@ def _numbers(what: str, row: Any, numbers: dict[str, int]) -> Iterator[Differenc
 
 def _vm_differences(host: Host, vm: Vm, v: int) -> Iterator[Difference]:
     st, name = host.state, f"VM {vm.spec.vm}"
-    yield from _numbers(name, st.vms[v], vm_numbers(vm))
+    yield from _numbers(name, st.vms[v], vm_numbers(vm, host.sample))
     for cause, lost_ns in zip(CAUSES, st.lost[v].tolist(), strict=True):
         yield from _unequal(f"{name} ns lost to {cause}", lost_ns, vm.lost[cause])
     yield from _unequal(f"{name} sample", st.sampled[v, : st.vms[v].samples].tolist(), vm.sampled)

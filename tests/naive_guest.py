@@ -64,9 +64,15 @@ def fault_in(esx: Esx, vm: Vm, ppn: int, free_becomes: Use) -> int:
         else:
             cost = give_page(esx, vm) * esx.sample
             take_back(vm, ppn)
-    if vm.guest.use[ppn] is Use.FREE:
-        return cost + first_use(esx, vm, ppn, free_becomes)
-    return cost + page_in(esx, vm, ppn)
+            # One page that the guest now uses for something else: its sample goes on.
+            vm.sampled = [ppn if number == vm.given else number for number in vm.sampled]
+    try:
+        if vm.guest.use[ppn] is Use.FREE:
+            return cost + first_use(esx, vm, ppn, free_becomes)
+        return cost + page_in(esx, vm, ppn)
+    except Stall:
+        vm.debt_ns += cost
+        raise
 
 
 def first_use(esx: Esx, vm: Vm, ppn: int, free_becomes: Use) -> int:
@@ -104,8 +110,6 @@ def scrub(esx: Esx, vm: Vm, ppn: int) -> int:
 def free_page(esx: Esx, vm: Vm, ppn: int) -> int:
     """The guest frees a page; the host does not see it."""
     guest = vm.guest
-    if guest.use[ppn] is Use.FREE:
-        return 0
     guest.use[ppn] = Use.FREE
     guest.away.discard(ppn)
     guest.home.pop(ppn, None)
@@ -130,7 +134,8 @@ def give_page(esx: Esx, vm: Vm) -> int:
     guest = vm.guest
     free = vm.guest_free()
     if free:
-        pin(esx, vm, next_free(vm, free))
+        vm.given = next_free(vm, free)
+        pin(esx, vm, vm.given)
         return 0
     victim = choose_victim(esx, vm)
     try:
@@ -143,6 +148,7 @@ def give_page(esx: Esx, vm: Vm) -> int:
         esx.events["guest_refusals"] += 1
         raise
     guest.away.add(victim)
+    vm.given = victim
     pin(esx, vm, victim)
     return cost
 
@@ -200,9 +206,12 @@ def find_idle(vm: Vm, draws: Draws) -> int | None:
 
 
 def find_use(vm: Vm, use: Use, draws: Draws) -> int:
-    looks = [draws.below(look, vm.size) for look in range(GUEST_LOOKS)]
-    upwards = [(looks[-1] + step) % vm.size for step in range(vm.size)]
-    return next(ppn for ppn in looks + upwards if holds_data(vm, ppn, use))
+    for look in range(GUEST_LOOKS):
+        ppn = draws.below(look, vm.size)
+        if holds_data(vm, ppn, use):
+            return ppn
+    all_of_them = [ppn for ppn in range(vm.size) if holds_data(vm, ppn, use)]
+    return all_of_them[draws.below(2 * GUEST_LOOKS, len(all_of_them))]
 
 
 # The balloon driver
@@ -230,12 +239,19 @@ def inflate(esx: Esx, vm: Vm, n: int) -> int:
     return done
 
 
+def find_pinned(vm: Vm, draws: Draws, first_draw: int) -> int:
+    for look in range(BALLOON_LOOKS):
+        ppn = draws.below(first_draw + look, vm.size)
+        if is_pinned(vm, ppn):
+            return ppn
+    pinned = vm.pages("ballooned")
+    return pinned[draws.below(first_draw + BALLOON_LOOKS, len(pinned))]
+
+
 def deflate(esx: Esx, vm: Vm, n: int, draws: Draws) -> None:
     """Return `n` random pages of the balloon."""
     for i in range(n):
-        looks = [draws.below(i * BALLOON_LOOKS + look, vm.size) for look in range(BALLOON_LOOKS)]
-        upwards = [(looks[-1] + step) % vm.size for step in range(vm.size)]
-        take_back(vm, next(ppn for ppn in looks + upwards if is_pinned(vm, ppn)))
+        take_back(vm, find_pinned(vm, draws, i * (BALLOON_LOOKS + 1)))
     esx.events["deflated"] += n
 
 

@@ -43,9 +43,8 @@ def step(esx: Esx) -> None:
 
 
 def per_step(esx: Esx, pages_per_s: int) -> Fraction:
-    """Slots due in a step at a rate that is kept in whole thousandths of a slot a second."""
-    milli = pages_per_s * 1000 // esx.sample
-    return Fraction(milli * esx.tick_ms, 1_000_000)
+    """Slots due in a step."""
+    return Fraction(pages_per_s * esx.tick_ms, 1000 * esx.sample)
 
 
 def runs_due(esx: Esx, period_ms: int) -> int:
@@ -96,7 +95,7 @@ def retarget(esx: Esx) -> None:
         claims.append(policy.Claim(vm.shares, active[-1], min(floor, cap), cap))
     overheads = sum(len(vm.overhead) + vm.overhead_due for vm in esx.on())
     n_frames = slots(config.memory - config.reserve, esx.sample)
-    total = n_frames - overheads - limits(esx).high + esx.shared_saved()
+    total = n_frames - overheads - limits(esx).goal + esx.shared_saved()
     is_short = sum(claim.cap for claim in claims) > total
     targets = policy.divide(total, policy.tax_factor(config), claims)
     for vm, target, seen, used in zip(esx.on(), targets, touched, active, strict=True):
@@ -138,13 +137,14 @@ def poll_balloons(esx: Esx) -> None:
 
 
 def rate(esx: Esx, bytes_per_s: int, dt_ms: int) -> Fraction:
-    milli = bytes_per_s * 1000 // (policy.PAGE_BYTES * esx.sample)
-    return Fraction(milli * dt_ms, 1_000_000)
+    """Slots due at a rate that is kept in whole thousandths of a page a second."""
+    milli = bytes_per_s * 1000 // policy.PAGE_BYTES
+    return Fraction(milli * dt_ms, 1_000_000 * esx.sample)
 
 
 def page_out(esx: Esx) -> None:
     """Swap from the VMs furthest above their targets first, until free memory is high."""
-    goal = limits(esx).high
+    goal = limits(esx).goal
     excess = {}
     for vm in esx.on():
         can_balloon = (
@@ -187,10 +187,11 @@ def scan(esx: Esx) -> None:
     for vm in esx.rotated():
         if not vm.sharing:
             continue
-        milli = sharing.scan_pages_per_s_vm * 1000 // esx.sample
+        milli = sharing.scan_pages_per_s_vm * 1000
         if sharing.scan_time:
-            milli = min(milli, vm.size * 1_000_000 // sharing.scan_time)
-        budget = min(vm.scan.due(Fraction(milli * esx.tick_ms, 1_000_000)), left)
+            milli = min(milli, vm.size * esx.sample * 1_000_000 // sharing.scan_time)
+        due = vm.scan.due(Fraction(milli * esx.tick_ms, 1_000_000 * esx.sample))
+        budget = min(due, left)
         left -= budget
         draws = esx.draws(rng.SCAN, vm.spec.vm, esx.tick)
         esx.scanned_last_step += pages.scan_vm(esx, vm, budget, draws)

@@ -15,8 +15,6 @@ from hostsim.program import KEEP, LOCALITIES
 from hostsim.spec import VmSpec
 
 CLASSES = ("zero", "image", "application", "duplicate", "unique")
-PATTERN = 1000
-"""Slots after which an image's composition repeats."""
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not an error
@@ -58,7 +56,8 @@ def planned_pages(
         section, first = (
             (0, 0) if ppn < kernel else (1, kernel) if ppn < footprint else (2, footprint)
         )
-        use, number = divmod(int(composition.kinds[section][(ppn - first) % PATTERN]), 8)
+        period = int(composition.periods[section])
+        use, number = divmod(int(composition.kinds[section][(ppn - first) % period]), 8)
         name = CLASSES[number]
         j, seen[name] = seen[name], seen[name] + 1
         content = {
@@ -80,7 +79,7 @@ def program_rows(spec: VmSpec, sample: int) -> list[Row]:
         Row(
             until_ms=int(row["until_ms"]),
             memory=None if row["memory_pages"] == KEEP else scaled(int(row["memory_pages"])),
-            growth_milli_per_s=int(row["growth_pages_per_s"]) * 1000 // sample,
+            growth_milli_per_s=int(row["growth_pages_per_s"]) * 1000,
             active=scaled(int(row["active_pages"])),
             touch_interval_ms=int(row["touch_interval_ms"]),
             writes_permille=int(row["writes_permille"]),

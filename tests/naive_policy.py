@@ -42,14 +42,20 @@ class Claim:
         """Slots at which the VM pays the price `level` stands for, within its bounds."""
         if self.shares == 0:
             return Fraction(self.low)
-        want = (level * self.shares + (k - 1) * self.active) / k
+        want = level * self.shares
+        if want > self.active:  # beyond what is active, a page costs k times as much
+            want = (want + (k - 1) * self.active) / k
         return min(max(want, Fraction(self.low)), Fraction(self.cap))
 
     def levels(self, k: Fraction) -> list[Fraction]:
-        """Levels at which it leaves its lower bound and reaches its cap."""
+        """Levels at which it leaves its lower bound, has what is active, and reaches its cap."""
         if self.shares == 0:
             return []
-        return [(k * bound - (k - 1) * self.active) / self.shares for bound in (self.low, self.cap)]
+        bends = [self.active / self.shares]
+        for bound in (self.low, self.cap):
+            beyond = max(bound - self.active, Fraction(0))
+            bends.append((bound + (k - 1) * beyond) / self.shares)
+        return bends
 
 
 def divide(total: int, k: Fraction, claims: list[Claim]) -> list[int]:
@@ -112,10 +118,10 @@ def within_noise(config: HostConfig, alloc: int, active: Fraction, change: int) 
 
 @dataclass(frozen=True)
 class Levels:
-    """Free slots: `high` is what targets aim for; down[i] leads from level i to i + 1 when free
-    falls below it, up[i] leads back when free rises above it."""
+    """Free slots: `goal` is what targets aim for, one more than ends reclamation; down[i] leads
+    from level i to i + 1 when free falls below it, up[i] leads back when free rises above it."""
 
-    high: int
+    goal: int
     down: tuple[int, int, int]
     up: tuple[int, int, int]
 
@@ -138,7 +144,7 @@ def levels(reclaim: Reclaim, memory: int, sample: int) -> Levels:
     margin_permille = default if reclaim.margin is None else reclaim.margin
     margin = slots(memory * margin_permille // 1000, sample)
     down = (high, soft, hard) if reading_a else (soft, hard, low)
-    return Levels(high, down, (high + margin, soft + margin, hard + margin))
+    return Levels(high + margin + 1, down, (high + margin, soft + margin, hard + margin))
 
 
 def next_level(limits: Levels, level: int, free: int) -> int:

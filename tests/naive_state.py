@@ -110,6 +110,7 @@ class Vm:
     blocked: bool = False
     touched_before: int = 0
     gave: int = 0
+    given: int = 0
     inflate: Meter = field(default_factory=Meter)
     deflate: Meter = field(default_factory=Meter)
     scan: Meter = field(default_factory=Meter)

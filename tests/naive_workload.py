@@ -29,14 +29,16 @@ def row_in_force(esx: Esx, vm: Vm) -> Row:
     if vm.spec.vm_clock:
         at_ms = (vm.clock_ns - vm.guest.boot_end_ns) // MS + vm.spec.offset_ms
     else:
-        at_ms = esx.now_ms - vm.start_ms + vm.spec.offset_ms
+        at_ms = esx.now_ms - esx.tick_ms - vm.start_ms + vm.spec.offset_ms
     if vm.spec.repeat:
         at_ms %= vm.program[-1].until_ms
     return next((row for row in vm.program if at_ms < row.until_ms), vm.program[-1])
 
 
 def cpu_demand(esx: Esx, vm: Vm) -> int:
-    """In permille of a core."""
+    """In permille of a core. A VM that may not run uses nothing."""
+    if vm.blocked:
+        return 0
     if not vm.guest.booted:
         return BOOT_CPU_PERMILLE
     return row_in_force(esx, vm).cpu_permille * vm.spec.config.vcpus
@@ -91,7 +93,12 @@ def boot(esx: Esx, vm: Vm) -> None:
     except StepOver:
         # Growing may use up the step; scrubbing is then not even due in it.
         pass
-    scrubbed = not windows or guest.scrub_cursor == vm.size
+
+
+def finish_boot(esx: Esx, vm: Vm) -> None:
+    """The program starts once boot time is over and all memory is in place."""
+    guest = vm.guest
+    scrubbed = vm.spec.image.os != "windows" or guest.scrub_cursor == vm.size
     if vm.clock_ns >= guest.boot_end_ns and guest.brk >= guest.footprint and scrubbed:
         guest.booted = True
         guest.boot_end_ns = vm.clock_ns
@@ -153,7 +160,7 @@ def resize(esx: Esx, vm: Vm, row: Row) -> None:
     guest = vm.guest
     assert row.memory is not None
     memory = min(row.memory, vm.size)
-    due = guest.growth.due(Fraction(row.growth_milli_per_s * esx.tick_ms, 1_000_000))
+    due = guest.growth.due(Fraction(row.growth_milli_per_s * esx.tick_ms, 1_000_000 * esx.sample))
     try:
         if guest.brk < memory:
             grow(esx, vm, min(due, memory - guest.brk))
@@ -257,3 +264,5 @@ def run(esx: Esx, vm: Vm, cpu_lost_ns: int, scan_lost_ns: int) -> None:
     elif vm.guest.booted and not vm.spec.vm_clock:
         vm.backlog_ns += dt_ns
     vm.clock_ns += dt_ns - (vm.lost.total() - lost_before)
+    if not vm.guest.booted:
+        finish_boot(esx, vm)

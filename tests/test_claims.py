@@ -169,7 +169,7 @@ def test_a_vm_that_wants_more_and_is_owed_more_gets_it() -> None:
     assert alloc_slots(host, 1) == in_slots(48 * MIB)
     assert ballooned(host) == [0, 0]
     run(host, 2 * MINUTE)
-    rest = counter(host, "machine") - counter(host, "high") - in_slots(48 * MIB)
+    rest = counter(host, "machine") - counter(host, "goal") - in_slots(48 * MIB)
     assert alloc_slots(host, 2) == pytest.approx(in_slots(48 * MIB), rel=0.01)
     assert alloc_slots(host, 1) == pytest.approx(rest, rel=0.01)
     assert counter(host, "swap_outs") == 0
@@ -205,7 +205,7 @@ def test_a_vm_that_wakes_up_gets_back_its_share() -> None:
     ]
     power_on(host, make_spec(1, 48 * MIB, phases), busy(2, 48 * MIB, 44 * MIB, 2 * MIB))
     run(host, 22 * MINUTE)
-    half = (counter(host, "machine") - counter(host, "high")) / 2
+    half = (counter(host, "machine") - counter(host, "goal")) / 2
     assert alloc_slots(host, 1) == pytest.approx(half, rel=0.1)
     run(host, 2 * MINUTE)
     assert alloc_slots(host, 1) == pytest.approx(half, rel=0.05)

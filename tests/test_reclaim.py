@@ -146,7 +146,7 @@ def test_a16_levels_are_64_32_and_16_percent_of_minfree() -> None:
     """A vSphere host of 28 GiB: 901.12 MiB, and 64, 32 and 16 % of it. Within one slot."""
     at = thresholds(HostConfig(memory=28 * GIB).reclaim, 28 * GIB, 1)
     minfree = 901.12 * 256
-    assert at.high == at.up_high == pytest.approx(minfree, abs=1)
+    assert at.goal == at.up_high + 1 == pytest.approx(minfree, abs=2)
     found = [at.down_soft, at.down_hard, at.down_low]
     assert found == pytest.approx([0.64 * minfree, 0.32 * minfree, 0.16 * minfree], abs=1)
     assert (at.up_soft, at.up_hard) == (at.down_soft, at.down_hard)
@@ -154,7 +154,7 @@ def test_a16_levels_are_64_32_and_16_percent_of_minfree() -> None:
 
 def test_the_margin_is_a_part_of_host_memory() -> None:
     at = thresholds(Reclaim(margin=3), MEMORY, 1)
-    assert (at.high, at.up_high, at.up_soft, at.up_hard) == (6000, 6300, 4300, 2300)
+    assert (at.goal, at.up_high, at.up_soft, at.up_hard) == (6301, 6300, 4300, 2300)
     assert (at.down_soft, at.down_hard, at.down_low) == (4000, 2000, 1000)
 
 
@@ -176,7 +176,7 @@ def test_thresholds_and_levels_equal_those_of_the_twin(
         minfree=minfree, reading=reading, margin=margin, high=high, soft=soft, hard=hard, low=low
     )
     at, twin = thresholds(config, memory, sample), naive_policy.levels(config, memory, sample)
-    assert (at.high, at[1:4], at[4:]) == (twin.high, twin.down, twin.up)
+    assert (at.goal, at[1:4], at[4:]) == (twin.goal, twin.down, twin.up)
     for free in {edge + side for edge in at for side in (-1, 0, 1) if edge + side >= 0}:
         for level in range(4):
             assert step(at, level, free) == naive_policy.next_level(twin, level, free)

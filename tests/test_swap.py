@@ -226,7 +226,7 @@ def pressed(level: int, excess: dict[int, int], drivers: dict[int, bool] | None 
         row.driver, row.booted = (drivers or {}).get(vm, True), 1
         row.balloon_max = 128
     st.host[0].level = level
-    st.host[0].high = counter(host, "free") + 30
+    st.host[0].goal = counter(host, "free") + 30
     return host
 
 
