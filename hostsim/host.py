@@ -13,13 +13,14 @@ import numpy as np
 
 from hostsim import allocate, contents, measure, tick
 from hostsim.composition import Composition, class_base, compose, range_lengths
-from hostsim.config import HostConfig
+from hostsim.config import HostConfig, VmConfig
 from hostsim.contents import Ranges
 from hostsim.fault import leave_memory
 from hostsim.guest import reset as reset_guest
-from hostsim.guest_config import GuestImage
+from hostsim.guest_config import GuestImage, Phase, Workload
 from hostsim.jit import is_warm, kernel
 from hostsim.load import fill_bounds, fill_host, fill_vm, program_slots
+from hostsim.program import from_workload
 from hostsim.spec import VmSpec
 from hostsim.state import (
     RESIDENT,
@@ -32,7 +33,7 @@ from hostsim.state import (
     empty,
     state_of,
 )
-from hostsim.units import HostId, VmId
+from hostsim.units import MIB, HostId, VmId, pages
 
 _ROWS = 8
 """Rows of a new host; doubled when they run out."""
@@ -267,6 +268,22 @@ def warm(note: Callable[[str], None]) -> None:
     """Compile the kernels, or load them from the cache; `note` is told when that will take long."""
     if not is_warm():
         note("compiling the memory manager, once for this installation")
-    host = Host(HostId(0), HostConfig(), seed=0, sample=4096, tick_ms=1000)
+    host = Host(HostId(0), HostConfig(), seed=0, sample=256, tick_ms=1000)
+    workload = Workload(phases=(Phase(duration=1000),))
+    config = VmConfig(memory=64 * MIB)
+    vm = VmSpec(
+        vm=VmId(0),
+        name="",
+        config=config,
+        image=GuestImage(),
+        image_range=1,
+        application_range=0,
+        program=from_workload(workload, pages(config.memory)),
+        repeat=True,
+        vm_clock=True,
+    )
+    host.power_on(vm)
     host.advance(1000)
     host.measure()
+    host.reset(vm.vm)
+    host.power_off(vm.vm)

@@ -61,7 +61,7 @@ def small(function: Function) -> Function:
 
 def is_warm() -> bool:
     """Whether compiled kernels are on disk, so that the first tick will not compile."""
-    return any(CACHE_FOLDER.rglob("advance*.nbi")) if CACHE_FOLDER.is_dir() else False
+    return any(CACHE_FOLDER.rglob("tick.advance-*.nbi")) if CACHE_FOLDER.is_dir() else False
 
 
 class Arrays(numba.types.Type):
