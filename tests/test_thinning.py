@@ -26,7 +26,7 @@ from host_builders import (
     run,
 )
 
-from hostsim import guest, invariants, rng, tick, workload
+from hostsim import guest, invariants, rng, tick, touch, workload
 from hostsim.config import Disk
 from hostsim.guest_config import ContentMix, ContentTable
 from hostsim.host import Host
@@ -57,7 +57,7 @@ def touch_all(st: HostState, v: int, n: int, touch_ns: int, writes: int, localit
             offset = (int(vm.sweep) + done) % active
         elif locality == ZIPF:
             second = mix(np.uint64((word + _WEYL) & _WORD))
-            offset = active - 1 - int(workload.zipf_rank(np.uint64(second), active))
+            offset = active - 1 - int(touch.zipf_rank(np.uint64(second), active))
         else:
             offset = (word >> 32) * active >> 32
         ppn = int(vm.kernel) + (window + offset) % span
