@@ -224,6 +224,8 @@ def _events(events: Events) -> list[tuple[str, str, str]]:
                 continue
             if name.endswith("_bytes") and isinstance(value, int | float):
                 facts.append(f"{name.removesuffix('_bytes')} {summary.plain(value / GIB)} GiB")
+            elif name == "hosts_left" and isinstance(value, dict) and value:
+                facts.append(f"room on {min(value.values())} hosts")
             else:
                 facts.append(f"{name} {_text(value)}")
         at_s = event.get("at_s")

@@ -125,6 +125,8 @@ def plan(
     orders: list[Order] = []
     decisions: list[Decision] = []
     for one in due:
+        if one.planned and one.action == POWER_OFF and now.host_of[one.vm] == NOWHERE:
+            continue  # it was refused, or an event switched it off: nothing is left to decide
         order, decision = _decide(now, one, population, scenario, at_ms)
         decisions.append(decision)
         if order is not None:

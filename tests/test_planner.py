@@ -183,11 +183,10 @@ def test_each_decision_sees_what_the_one_before_it_did(tmp_path: Path) -> None:
         **dict.fromkeys(list(FILTERS)[:3], 1),
         reason: 0,
     }
-    # The departure of who never came is told, and is no order.
+    # The departure of who never came is no decision.
     assert [(one.kind, one.reason) for one in second.decisions] == [
         ("power_off", None),
         ("power_off", None),
-        ("ignored", "power_off: the VM is not on"),
         ("power_on", None),
     ]
     assert words(second.orders) == ["PowerOff", "PowerOff", "PowerOn"]
