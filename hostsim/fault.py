@@ -1,7 +1,9 @@
 """What happens when a guest touches a page: zero-fill, swap-in, copy-on-write break.
 
-A fault never reclaims: with no free frame the touch stalls, is counted, and is tried again. Costs
-are in the guest's time, in nanoseconds, times the pages that one slot stands for.
+A fault never reclaims: with no free frame the touch stalls, is counted, and is tried again. In LOW
+a VM that has reached its target gets none either: LOW stops the VMs above it, and one step is long
+enough to take all that reclamation has freed. Costs are in the guest's time, in nanoseconds, times
+the pages that one slot stands for.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from hostsim.state import (
     BALLOONED,
     COW,
     INDEX,
+    LOW,
     RESIDENT,
     SHARED,
     STATE,
@@ -20,11 +23,19 @@ from hostsim.state import (
     SWAPPED,
     UNTOUCHED,
     HostState,
+    alloc_of,
     set_state,
 )
 
 NO_FRAME, NO_IO, NO_GUEST_MEMORY = map(i64, (-1, -2, -3))
 """Why a touch stalls: no free frame; the swap device is busy; the guest can give up no page."""
+
+
+@small
+def may_take_frame(st: HostState, v: int) -> bool:
+    """Whether the VM may have one more page in memory now."""
+    host = st.host[0]
+    return host.free > 0 and (host.level < LOW or alloc_of(st, v) < st.vms[v].target)
 
 
 @small
@@ -85,7 +96,7 @@ def bring_in(st: HostState, v: int, ppn: int) -> int:
     state = i64(st.page[slot]) & STATE
     if state == RESIDENT or state == SHARED:
         return 0
-    if host.free <= 0:
+    if not may_take_frame(st, v):
         return NO_FRAME
     if state == SWAPPED:
         if host.swap_io_left <= 0:

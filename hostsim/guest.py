@@ -136,7 +136,7 @@ def _fault_in(st: HostState, v: int, ppn: int, free_becomes: int) -> int:
     if state_of(st, slot) == BALLOONED:
         if vm.lost_driver == 1:
             # After a reset the guest knows of no balloon: its touch pops the page.
-            if st.host[0].free <= 0:
+            if not fault.may_take_frame(st, v):
                 return fault.NO_FRAME
             vm.guest_free += 1
         else:

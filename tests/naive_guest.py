@@ -8,7 +8,7 @@ page: the driver trades, so that the guest never notices which PPN it got.
 from __future__ import annotations
 
 import naive_pages as pages
-from naive_machine import ZERO_PAGE, Content, Draws, NoFrame, NoGuestMemory, Stall
+from naive_machine import ZERO_PAGE, Content, Draws, NoGuestMemory, Stall
 from naive_state import Annotation, Esx, Guest, Use, Vm
 
 from hostsim import rng
@@ -59,8 +59,7 @@ def fault_in(esx: Esx, vm: Vm, ppn: int, free_becomes: Use) -> int:
     cost = 0
     if is_pinned(vm, ppn):
         if vm.driver_lost:  # the guest knows of no balloon: its touch pops the page
-            if esx.free == 0:
-                raise NoFrame
+            pages.require_frame(esx, vm)
         else:
             cost = give_page(esx, vm) * esx.sample
             take_back(vm, ppn)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from naive_index import TRUNCATED, HintFrame, SharedFrame
 from naive_machine import ZERO_PAGE, Content, Draws, NoFrame, NoIo
+from naive_policy import LOW
 from naive_state import Annotation, Backed, Esx, Vm
 
 SCAN_DRAWS = 4
@@ -119,12 +120,17 @@ def pop(vm: Vm, ppn: int) -> None:
     vm.backed.discard(ppn)
 
 
+def require_frame(esx: Esx, vm: Vm) -> None:
+    """In LOW no VM grows beyond its target."""
+    if esx.free == 0 or (esx.level == LOW and vm.alloc() >= vm.target):
+        raise NoFrame
+
+
 def bring_in(esx: Esx, vm: Vm, ppn: int) -> int:
     """Back the page with a frame. Cost in ns of one page. A fault never reclaims."""
     if vm.frame(ppn) is not None:
         return 0
-    if esx.free == 0:
-        raise NoFrame
+    require_frame(esx, vm)
     if vm.pmap.get(ppn) is Annotation.SWAPPED:
         if esx.swap_io_left <= 0:
             raise NoIo
