@@ -189,11 +189,6 @@ def test_a_ballooned_vm_keeps_what_it_uses_when_its_neighbour_leaves() -> None:
     assert int(row_of(host, 1).target) == in_slots(48 * MIB)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a page that the guest trades for another counts as not touched, so a guest squeezed "
-    "below its active set looks idle and stays squeezed",
-)
 def test_a_vm_that_wakes_up_gets_back_its_share() -> None:
     """E6 of the reference: two equal VMs of 48 MiB on 80 MiB, one idle for 20 minutes, then both
     with 44 MiB active. Each is owed half of M; the one that woke up has it within 10 % after two

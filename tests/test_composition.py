@@ -120,9 +120,11 @@ def test_any_length_has_the_floor_or_the_ceiling_of_each_part(
         total = sum(weights.values())
         if total == 0:
             continue
-        lengths = np.arange(1, PATTERN + 1)
+        lengths = np.arange(1, 2500)
+        period = int(composition.periods[section])
+        kinds = np.resize(composition.kinds[section, :period], len(lengths))
         for kind, weight in weights.items():
-            counts = np.cumsum(composition.kinds[section] == kind)
+            counts = np.cumsum(kinds == kind)
             assert (counts >= weight * lengths // total).all()
             assert (counts <= -(-weight * lengths // total)).all()
 
@@ -134,7 +136,8 @@ def test_counts_of_classes_are_those_of_the_pattern_repeated(
 ) -> None:
     composition = compose(GuestImage(content=content))
     for section in (IN_KERNEL, IN_FOOTPRINT, IN_GROWTH):
-        classes = np.resize(composition.kinds[section], n_slots) % 8
+        period = int(composition.periods[section])
+        classes = np.resize(composition.kinds[section, :period], n_slots) % 8
         counted = np.bincount(classes, minlength=5)
         assert class_slots(composition, section, n_slots).tolist() == counted.tolist()
 

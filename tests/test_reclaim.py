@@ -279,11 +279,6 @@ def test_level_changes_are_reported_with_the_free_memory_that_decided() -> None:
     assert level == counter(host, "level")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="targets leave exactly the high threshold free, and HIGH needs strictly more: a host "
-    "that reaches its targets from below stays in SOFT for ever",
-)
 def test_a_host_at_its_targets_is_high() -> None:
     """Three VMs of 48 MiB that use all of it share 96 MiB; balloons alone can make the room. Ten
     minutes later all stand at their targets, and the level is HIGH (F4: 97 % of the time HIGH)."""

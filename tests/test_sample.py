@@ -286,11 +286,6 @@ def test_b5_a_fall_is_followed_at_the_slow_rate() -> None:
     assert old > left[0] > 0.3
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a page that the guest trades for another leaves memory, and so its sample counts as "
-    "not touched; in a real guest it is the same frame, touched under its new data",
-)
 def test_a_guest_squeezed_below_its_active_set_is_fully_active() -> None:
     """A guest of 16 MiB that touches all of it is ballooned to 12 MiB, and pages among them: every
     frame that it has is touched within seconds, so f = 1 (within 5 %)."""

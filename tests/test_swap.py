@@ -162,7 +162,8 @@ def test_paging_ends_when_the_vms_swap_space_is_full() -> None:
 
 @pytest.mark.parametrize(("iops", "tick_ms"), [(100, 1000), (75, 100), (333, 250)])
 def test_the_devices_budget_holds_exactly(iops: int, tick_ms: int) -> None:
-    """Two guests that sweep more memory than there is: reads and writes use up every operation."""
+    """Two guests that sweep more memory than there is: reads and writes never exceed the budget, by
+    its carry of one at most, and use nearly all of it."""
     host = make_host(
         64 * MIB,
         reserve=56 * MIB,
@@ -177,7 +178,7 @@ def test_the_devices_budget_holds_exactly(iops: int, tick_ms: int) -> None:
     for _ in range(10):
         run(host, 6 * SECOND)
     done = counter(host, "swap_ins") + counter(host, "swap_outs") - before
-    assert abs(done - 60 * iops) <= 1
+    assert 0.98 * 60 * iops <= done <= 60 * iops + 1
     assert counter(host, "swap_ins") > 0.2 * 60 * iops
 
 
@@ -286,7 +287,10 @@ def test_a_run_under_pressure_keeps_every_reservation() -> None:
         make_spec(3, 40 * MIB, busy, shares="low", **options),
     )
     run(host, 60 * SECOND)
+    normal = low = 0
     for _ in range(60):
         run(host, SECOND)
         assert alloc_slots(host, 1) >= 29 * N_PAGES
-    assert alloc_slots(host, 2) > 1.5 * alloc_slots(host, 3) > 0
+        normal += alloc_slots(host, 2)
+        low += alloc_slots(host, 3)
+    assert normal > 1.5 * low > 0

@@ -71,7 +71,7 @@ def test_phases_over_more_memory_than_the_host_has(
 ) -> None:
     size = max(100, 256 // k)
     slow = {"inflate": scenes.amount(1, k)}  # so that paging has its part
-    pair = Pair(scenes.host(k, 8 * size // 5, balloon=slow), 11, k, tick_ms)
+    pair = Pair(scenes.host(k, 3 * size // 2, balloon=slow), 11, k, tick_ms)
     does = scenes.phases(
         k,
         {"active": size // 2, "locality": locality, "drift": 1000},
@@ -98,7 +98,7 @@ def test_a_trace_falls_behind_and_catches_up() -> None:
     totals = run(pair, 60)
     all_happened(totals, "swap_outs", "swap_ins", "stalled_touches", "lost to swap_in")
     behind = max(vm.backlog_ns for vm in pair.twin.on())
-    assert behind > 1_000_000_000
+    assert behind > 300_000_000
     pair.power_off(1)
     run(pair, 60)
     assert pair.twin.vms[0].backlog_ns == 0
@@ -156,7 +156,7 @@ def test_the_guest_pages_out_what_the_host_had_swapped() -> None:
 
 def test_low_memory_blocks_the_vms_above_their_target() -> None:
     k = 16
-    pair = Pair(scenes.host(k, 160, swap=Disk(latency=100_000, iops=2 * k)), 21, k)
+    pair = Pair(scenes.host(k, 120, swap=Disk(latency=100_000, iops=2 * k)), 21, k)
     does = scenes.phases(k, {"active": 60, "memory": 95})
     full_host(pair, [100, 100, 100], 80, does=does, balloon="absent")
     totals = run(pair, 60)
@@ -360,7 +360,7 @@ def test_levels_fall_and_rise(reading: str, minfree: str) -> None:
     full_host(pair, [150, 150, 150], 50, does=does, balloon="absent", image=image)
     totals = run(pair, 120)
     all_happened(totals, "level 0", f"level {SOFT}", f"level {HARD}", f"level {LOW}")
-    assert pair.twin.level <= SOFT and pair.twin.free >= limits(pair.twin).goal
+    assert pair.twin.level <= SOFT and pair.twin.free >= limits(pair.twin).goal - 1
 
 
 def test_soft_pages_only_the_vm_whose_balloon_cannot_help() -> None:
