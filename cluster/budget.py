@@ -22,8 +22,8 @@ from hostsim.units import GIB, MIB, slots
 
 SLOT_BYTES = 5
 """4 B of content id and 1 B of state."""
-CONTENT_BYTES = 16
-"""A count of references and a hint."""
+CONTENT_BYTES = 80
+"""A count of references, a hint, and up to four entries of the table of stale hints."""
 PROCESS_BYTES = 150 * MIB
 """Python with NumPy, compiled kernels and an actor's own needs."""
 VM_BYTES = 4096
