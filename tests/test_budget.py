@@ -36,7 +36,8 @@ def test_slots_and_processes_are_counted(tmp_path: Path) -> None:
 def test_the_constants_are_those_of_the_state() -> None:
     state: HostState = empty(1, 1)
     assert state.page.itemsize + state.content.itemsize == SLOT_BYTES
-    assert state.refs.itemsize + state.hints.itemsize == CONTENT_BYTES
+    stale = state.stale_page.itemsize + state.stale_at.itemsize
+    assert state.refs.itemsize + state.hints.itemsize + 4 * stale == CONTENT_BYTES
 
 
 def test_contents_are_counted_per_host_or_per_vm_with_salting(tmp_path: Path) -> None:
