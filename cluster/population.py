@@ -1,12 +1,13 @@
 """Hosts and VMs of a run, numbered: the last step that knows names, files and traces.
 
-Ids are dense and given here, once, in the order of sorted names: never by a host and never in order
-of arrival, so they do not depend on how a run is spread or interrupted. Nothing here is random that
-was not drawn from the seed and the VM's name.
+Ids are dense and given here, once, in the order of sorted names (web-2 before web-10): never by a
+host and never in order of arrival, so they do not depend on how a run is spread or interrupted.
+Nothing here is random that was not drawn from the seed and the VM's name.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -18,6 +19,8 @@ from hostsim.guest_config import GuestImage, Workload
 from hostsim.program import Rows, from_workload
 from hostsim.spec import VmSpec
 from hostsim.units import PAGE_SIZE, HostId, VmId, pages
+
+_NUMBER = re.compile("[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,7 @@ def populate(loaded: Loaded) -> Population:
     groups = sorted({name for image in shared.images.values() if (name := application_of(image))})
     applications = {name: at for at, name in enumerate(groups, start=len(families) + 1)}
     vms = []
-    for vm, name in enumerate(sorted(plans)):
+    for vm, name in enumerate(sorted(plans, key=by_number)):
         plan = plans[name]
         spec = VmSpec(
             vm=VmId(vm),
@@ -137,6 +140,11 @@ def populate(loaded: Loaded) -> Population:
     return Population(_hosts(loaded.scenario.hosts), tuple(vms))
 
 
+def by_number(name: str) -> tuple[tuple[str, ...], tuple[int, ...], str]:
+    """Sort key of a name: its text, then its numbers as numbers, so that esx-2 precedes esx-10."""
+    return tuple(_NUMBER.split(name)), tuple(map(int, _NUMBER.findall(name))), name
+
+
 def application_of(image: GuestImage) -> str | None:
     """The application group of an image; `none` in a file is none."""
     return None if image.application in (None, "none", "") else image.application
@@ -149,7 +157,7 @@ def _hosts(groups: tuple[HostGroup, ...]) -> tuple[HostSpec, ...]:
         fields = {key: getattr(group, key) for key in HostConfig.model_fields}
         config = HostConfig.model_construct(**fields)
         configs |= dict.fromkeys(member_names(group), config)
-    ordered = enumerate(sorted(configs))
+    ordered = enumerate(sorted(configs, key=by_number))
     return tuple(HostSpec(HostId(host), name, configs[name]) for host, name in ordered)
 
 

@@ -209,12 +209,10 @@ class Scenario(FrozenModel):
 
 
 def member_names(group: HostGroup | VmGroup) -> list[str]:
-    """Names of the members of a group, in the order of their arrival: as many digits each, so that
-    they sort alike as text."""
+    """Names of the members of a group, in the order of their arrival."""
     if group.count == 1:
         return [group.name]
-    digits = len(str(group.count))
-    return [f"{group.name}-{number:0{digits}}" for number in range(1, group.count + 1)]
+    return [f"{group.name}-{number}" for number in range(1, group.count + 1)]
 
 
 def _models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
