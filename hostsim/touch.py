@@ -72,6 +72,11 @@ def listen(st: HostState, v: int) -> None:
     page, content = st.page[first : first + rest], st.content[first : first + rest]
     for i in range(rest):
         loud[done + i] = loudness(i64(page[i]), i64(content[i]))
+    # A touch beyond the memory in use extends it, whatever it finds there.
+    for i in range(max(vm.brk - vm.kernel - vm.window, 0), done):
+        loud[i] = LOUD
+    for i in range(max(vm.brk - vm.kernel, 0), rest):
+        loud[done + i] = LOUD
 
 
 @kernel
