@@ -14,9 +14,13 @@ import numpy as np
 
 from hostsim.host import Host
 from hostsim.packing import (
+    SPECIFIED,
     PackingError,
+    out_of_range,
     pack_array,
     pack_spec,
+    require_equal,
+    require_keys,
     seal,
     unpack_array,
     unpack_spec,
@@ -102,10 +106,8 @@ def import_vm(host: Host, image: VmImage) -> None:
     host.power_on(image.spec)
     st, v = host.state, host.row_of(image.spec.vm)
     row = st.vms[v]
-    if len(image.page) != row.size_slots:
-        host.power_off(image.spec.vm)
-        raise ValueError(f"VM {image.spec.vm} has {len(image.page)} slots, not {row.size_slots}")
     try:
+        require_equal(image.row[0], row, [n for n in SPECIFIED if n not in BELONGS_TO_HOST])
         words = to_host(image.content.astype(np.int64), ranges_of(host, v))
     except ValueError:
         host.power_off(image.spec.vm)
@@ -113,9 +115,10 @@ def import_vm(host: Host, image: VmImage) -> None:
     for name in VM.names or ():
         if name not in BELONGS_TO_HOST:
             row[name] = image.row[name][0]
+    row.samples = min(row.samples, st.sampled.shape[1])
     cut = slice(row.base_slot, row.base_slot + row.size_slots)
     st.page[cut], st.content[cut] = image.page, words
-    st.sampled[v, : row.samples] = image.sampled
+    st.sampled[v, : row.samples] = image.sampled[: row.samples]
     st.lost[v] = image.lost
     st.host[0].free -= row.resident
 
@@ -132,7 +135,9 @@ def unpack(data: bytes) -> VmImage:
 
 
 def _read(body: dict[str, Any]) -> VmImage:
+    require_keys(body, ("spec", "arrays"))
     packed = body["arrays"]
+    require_keys(packed, DTYPES)
     row = unpack_array(packed["row"], VM, (1,))
     n = int(row["size_slots"][0])
     shapes: dict[str, tuple[int | None, ...]] = {
@@ -150,22 +155,16 @@ def _read(body: dict[str, Any]) -> VmImage:
 
 def _require_sound(image: VmImage) -> None:
     """Every index that compiled code will follow is in range; counters are what they count."""
-    row, n = image.row[0], len(image.page)
+    row = image.row[0]
     states = np.bincount(image.page & int(STATE), minlength=8)
     kept = [int(row[name]) for name in STATES]
-    in_range = {
-        "page states": states.tolist() == [*kept, 0, 0, 0] and kept[int(SHARED)] == 0,
-        "hints": not (image.page & int(HINT | KIND)).any(),
-        "id": int(row["vm"]) == image.spec.vm,
-        "sampled": bool(((image.sampled >= 0) & (image.sampled < n)).all()),
-        "program": 0 <= row["row"] < len(image.spec.program),
-        "guest": 0 <= row["kernel"] < n and 0 <= row["brk"] <= n,
-        "window": 0 < row["span"] <= n - row["kernel"]
-        and 0 <= row["window"] < row["span"]
-        and 0 <= row["active"] <= row["span"],
-        "cursors": 0 <= row["free_cursor"] < n and 0 <= row["given"] < n,
-        "image": row["copies_permille"] >= 1000 and row["boot_ms"] > 0,
-    }
-    for name, holds in in_range.items():
-        if not holds:
-            raise PackingError(f"VM: {name} out of range")
+    wrong = [] if 0 <= row["row"] < len(image.spec.program) else ["program"]
+    if states.tolist() != [*kept, 0, 0, 0] or kept[int(SHARED)] != 0:
+        wrong.append("page states")
+    if (image.page & int(HINT | KIND)).any():
+        wrong.append("hints")
+    if int(row["vm"]) != image.spec.vm:
+        wrong.append("id")
+    wrong += out_of_range(row, image.sampled, image.spec)
+    if wrong:
+        raise PackingError(f"VM: {wrong[0]} out of range")

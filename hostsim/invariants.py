@@ -13,6 +13,7 @@ from hostsim.state import (
     ANON,
     BALLOONED,
     CACHE,
+    DRIVER_PRESENT,
     FREE,
     HINT,
     INDEX,
@@ -62,6 +63,11 @@ def balloon_is_accounted(st: HostState, v: int) -> None:
     backed = int((ballooned & (pages & ACCESSED != 0)).sum())
     vm = st.vms[v]
     _require(backed == vm.backed, "balloon", f"VM row {v}: {backed} backed, {vm.backed} kept")
+    _require(
+        vm.driver == DRIVER_PRESENT or vm.ballooned == 0,
+        "balloon",
+        f"VM row {v}: {vm.ballooned} pages without a driver",
+    )
 
 
 def swap_space_holds(st: HostState, v: int) -> None:

@@ -7,18 +7,17 @@ is read is checked piece by piece; whatever is wrong with it is one PackingError
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 import msgpack
 import numpy as np
-from pydantic import ValidationError
 
 from hostsim.config import VmConfig
 from hostsim.guest_config import GuestImage
-from hostsim.program import ROW
+from hostsim.program import KEEP, LOCALITIES, ROW, Rows
 from hostsim.spec import VmSpec
-from hostsim.state import HOST, VM, Array
+from hostsim.state import HOST, N_CAUSES, VM, Array
 from hostsim.units import VmId
 
 Result = TypeVar("Result")
@@ -26,6 +25,10 @@ Result = TypeVar("Result")
 VERSION = 1
 LAYOUT = hashlib.sha256(repr([dtype.descr for dtype in (HOST, VM, ROW)]).encode()).hexdigest()[:16]
 """Names the fields of all records: what another release wrote with other fields is refused."""
+
+
+_WRONG = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, MemoryError)
+"""What reading a body of another form raises; pydantic's errors are ValueErrors."""
 
 
 class PackingError(ValueError):
@@ -60,7 +63,7 @@ def unseal(kind: str, data: bytes, read: Callable[[dict[str, Any]], Result]) -> 
         return read(_unpacked(body))
     except PackingError:
         raise
-    except (KeyError, TypeError, ValueError, OverflowError, ValidationError) as error:
+    except _WRONG as error:
         raise PackingError(f"{kind}: {type(error).__name__}: {str(error)[:200]}") from None
 
 
@@ -83,6 +86,7 @@ def unpack_array(
     packed: Mapping[str, Any], dtype: np.dtype[Any], shape: tuple[int | None, ...]
 ) -> Array:
     """A writable array. None in `shape` stands for any length. Raises ValueError."""
+    require_keys(packed, ("shape", "data"))
     found = tuple(packed["shape"])
     fits = len(found) == len(shape) and all(
         isinstance(n, int) and n >= 0 and want in (n, None)
@@ -109,23 +113,60 @@ def pack_spec(spec: VmSpec) -> dict[str, Any]:
     }
 
 
+SPEC_KEYS = (
+    *("vm", "name", "config", "image", "image_range", "application_range"),
+    *("program", "repeat", "vm_clock", "offset_ms"),
+)
+
+
 def unpack_spec(packed: Mapping[str, Any]) -> VmSpec:
     """The VmSpec of a map."""
+    require_keys(packed, SPEC_KEYS)
     program = unpack_array(packed["program"], ROW, (None,))
-    if len(program) == 0:
-        raise ValueError("a program without rows")
+    _require_program(program)
     return VmSpec(
         vm=VmId(whole(packed["vm"])),
-        name=str(packed["name"]),
+        name=_as(str, packed["name"]),
         config=VmConfig.model_validate(packed["config"]),
         image=GuestImage.model_validate(packed["image"]),
         image_range=whole(packed["image_range"]),
         application_range=whole(packed["application_range"]),
         program=program,
-        repeat=bool(packed["repeat"]),
-        vm_clock=bool(packed["vm_clock"]),
+        repeat=_as(bool, packed["repeat"]),
+        vm_clock=_as(bool, packed["vm_clock"]),
         offset_ms=whole(packed["offset_ms"]),
     )
+
+
+def require_keys(packed: Mapping[str, Any], keys: Collection[str]) -> None:
+    """Exactly these keys. Raises ValueError."""
+    if set(packed) != set(keys):
+        wrong = sorted(set(packed) ^ set(keys), key=str)
+        raise ValueError(f"missing or unknown: {str(wrong)[:80]}")
+
+
+def _require_program(rows: Rows) -> None:
+    """Rows that compiled code can follow to their end. Raises ValueError."""
+    holds = {
+        "rows": len(rows) > 0,
+        "until_ms": bool((np.diff(rows["until_ms"], prepend=0) > 0).all()),
+        "memory_pages": bool((rows["memory_pages"] >= KEEP).all()),
+        "touch_interval_ms": bool((rows["touch_interval_ms"] > 0).all()),
+        "locality": bool(
+            (rows["locality"] >= 0).all() and (rows["locality"] < len(LOCALITIES)).all()
+        ),
+    }
+    for name in ("growth_pages_per_s", "active_pages", "writes_permille", "cpu_permille"):
+        holds[name] = bool((rows[name] >= 0).all())
+    wrong = [name for name, is_right in holds.items() if not is_right]
+    if wrong:
+        raise ValueError(f"a program with wrong {wrong[0]}")
+
+
+def _as(kind: type[Result], value: Any) -> Result:
+    if not isinstance(value, kind):
+        raise ValueError(f"{value!r} is no {kind.__name__}")
+    return value
 
 
 def whole(value: Any) -> int:
@@ -133,3 +174,43 @@ def whole(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"{value!r} is not a whole number from 0")
     return value
+
+
+CONFIGURED = (
+    *("host", "seed", "sample", "dt_ms", "machine", "goal", "down_soft", "down_hard", "down_low"),
+    *("up_high", "up_soft", "up_hard", "scan_rate_total", "scan_rate_vm", "scan_time_ms"),
+    *("sharing", "balloon_poll_ms", "inflate_rate", "deflate_rate", "balloon_max_permille"),
+    *("balance_ms", "claim_touched", "deadband_sigmas", "sample_pages", "sample_ms", "tax_k"),
+    *("swap_latency_ns", "swap_iops", "cpus", "cow_ns", "scan_ns"),
+)
+"""Fields of a host's row that follow from its configuration."""
+SPECIFIED = (
+    *("size_slots", "reservation", "limit", "shares", "vcpus", "sharing", "driver", "balloon_max"),
+    *("guest_swap", "windows", "copies_permille", "footprint", "kernel", "boot_ms"),
+    *("disk_latency_ns", "disk_iops", "vm_clock", "repeat", "offset_ms"),
+)
+"""Fields of a VM's row that follow from its spec and its host's configuration."""
+
+
+def require_equal(found: Any, expected: Any, names: Iterable[str]) -> None:
+    """The fields of two rows are equal. Raises ValueError."""
+    for name in names:
+        if found[name] != expected[name]:
+            raise ValueError(f"{name} is {found[name]}, the configuration says {expected[name]}")
+
+
+def out_of_range(row: Any, sampled: Array, spec: VmSpec) -> list[str]:
+    """What of a VM's row, whose size is right, compiled code must not follow."""
+    n = int(row["size_slots"])
+    in_range = {
+        "sampled": bool(((sampled >= 0) & (sampled < n)).all()),
+        "guest": 0 <= row["brk"] <= n and 0 <= row["scrub_cursor"] <= n,
+        "window": 0 < row["span"] <= n - row["kernel"]
+        and 0 <= row["window"] < n  # beyond the span right after boot: `work` wraps it
+        and 0 <= row["active"] <= row["span"],
+        "cursors": 0 <= row["free_cursor"] < n and 0 <= row["given"] < n and row["sweep"] >= 0,
+        "carry": 0 <= row["touch_carry"] <= spec.program["touch_interval_ms"].max(),
+        "cause": 0 <= row["cause"] < N_CAUSES,
+        "cycle": row["cycle_start_ms"] >= 0 and row["start_ms"] >= 0,
+    }
+    return [name for name, holds in in_range.items() if not holds]

@@ -8,21 +8,28 @@ does not depend on which rows and ranges earlier VMs left free.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hostsim import contents, invariants
-from hostsim.composition import compose
+from hostsim.composition import class_base, compose, range_lengths
 from hostsim.config import HostConfig
 from hostsim.contents import Key, Range
 from hostsim.guest_config import GuestImage
 from hostsim.host import Host
+from hostsim.load import fill_vm, program_slots
 from hostsim.packing import (
+    CONFIGURED,
+    SPECIFIED,
     PackingError,
+    out_of_range,
     pack_array,
     pack_spec,
+    require_equal,
+    require_keys,
     seal,
     unpack_array,
     unpack_spec,
@@ -35,6 +42,7 @@ from hostsim.state import (
     PPN_BITS,
     STALE,
     UNIQUE,
+    VM,
     Array,
     HostState,
     empty,
@@ -49,6 +57,7 @@ POSITIONS = (
     *("zero", "image_base", "app_base", "dup_base"),
 )
 """Fields of a VM row that say where on this host something lies."""
+TICK_MS_MAX = 3_600_000
 RANGE_SHIFT = 28
 """A content of a VM, host-independent: which of its four ranges << 28 | place in that range."""
 
@@ -170,6 +179,9 @@ def load(data: bytes) -> Host:
 
 
 def _read(body: dict[str, Any]) -> Host:
+    require_keys(body, BODY_KEYS)
+    if not 1 <= whole(body["tick_ms"]) <= TICK_MS_MAX or whole(body["sample"]) < 1:
+        raise ValueError("tick or sampling factor out of range")
     host = Host(
         host=HostId(whole(body["host"])),
         config=HostConfig.model_validate(body["config"]),
@@ -180,9 +192,16 @@ def _read(body: dict[str, Any]) -> Host:
     host.images = [GuestImage.model_validate(image) for image in body["images"]]
     host.specs = {spec.vm: spec for spec in map(unpack_spec, body["specs"])}
     host.ranges = _ranges(body["ranges"])
+    expected = host.state.host[0]
     host.state = _state(body["arrays"], host)
+    require_equal(host.state.host[0], expected, CONFIGURED)
     _require_sound(host)
     return host
+
+
+BODY_KEYS = (
+    *("host", "config", "seed", "sample", "tick_ms", "images", "specs", "ranges", "arrays"),
+)
 
 
 def _ranges(packed: list[list[int]]) -> dict[Key, Range]:
@@ -196,7 +215,8 @@ def _ranges(packed: list[list[int]]) -> dict[Key, Range]:
 
 def _state(packed: Mapping[str, Any], host: Host) -> HostState:
     """The arrays, each of the shape that the others ask for."""
-    n_rows = packed["vms"]["shape"][0]
+    require_keys(packed, [name for name in ARRAYS if name not in DERIVED])
+    n_rows = whole(packed["vms"]["shape"][0])
     n_contents = sum(at.length for at in host.ranges.values())
     shapes: dict[str, tuple[int | None, ...]] = {
         name: (None,) * ndim for name, (_, ndim) in ARRAYS.items()
@@ -216,7 +236,7 @@ def _state(packed: Mapping[str, Any], host: Host) -> HostState:
         rows = [getattr(layout, name) for layout in layouts]
         arrays[name] = np.stack(rows) if rows else getattr(blank, name)
     sizes = arrays["vms"]["size_slots"]
-    loud = np.zeros(max(sizes.max(initial=0), 0), np.uint8)
+    loud = np.zeros(min(max(sizes.max(initial=0), 0), len(arrays["page"])), np.uint8)
     return HostState(**arrays, scratch=blank.scratch, active=blank.active, loud=loud)
 
 
@@ -227,6 +247,8 @@ def _require_sound(host: Host) -> None:
     rows = st.vms[on]
     if sorted(host.specs) != sorted(rows["vm"].tolist()):
         raise PackingError("host: VMs and their specs differ")
+    if len(st.vms) == 0 or not 0 <= st.host[0].level < len(st.level_ms):
+        raise PackingError("host: no rows, or no such level")
     expected = on[np.argsort(rows["vm"])]
     if st.order.tolist() != [*expected.tolist(), *[-1] * (len(st.order) - len(on))]:
         raise PackingError("host: VMs are not in id order")
@@ -242,6 +264,9 @@ def _require_sound(host: Host) -> None:
             raise PackingError(f"host: {start} does not divide {total}")
     if len(st.content) != len(st.page):
         raise PackingError("host: pages and contents differ in number")
+    users = Counter(key for row in rows for key in contents.keys_of(row))
+    if users != {key: at.users for key, at in host.ranges.items()}:
+        raise PackingError("host: ranges and their users differ")
     for v in on.tolist():
         _require_sound_vm(host, v)
     size = len(st.stale_page)
@@ -256,26 +281,34 @@ def _require_sound(host: Host) -> None:
 
 
 def _require_sound_vm(host: Host, v: int) -> None:
-    st = host.state
-    row = st.vms[v]
+    st, row = host.state, host.state.vms[v]
     spec = host.specs[VmId(int(row.vm))]
+    layout, kernel, footprint = compose(spec.image), int(row.kernel), int(row.footprint)
+    expected = np.zeros(1, VM).view(np.recarray)[0]
+    fill_vm(expected, spec, layout, st.host[0])
+    require_equal(row, expected, SPECIFIED)
+    n = int(row.size_slots)
+    ranges, lengths = ranges_of(host, v), range_lengths(layout, kernel, footprint, n)
+    words = st.content[row.base_slot : row.base_slot + n].astype(np.int64)
+    program = st.programs[row.program : row.program + row.program_len].view(np.ndarray)
     kept = [row.zero, row.image_base, row.app_base, row.dup_base]
-    words = st.content[row.base_slot : row.base_slot + row.size_slots].astype(np.int64)
     in_range = {
-        "contents": bool(((words & UNIQUE != 0) | (words & INDEX < len(st.refs))).all()),
-        "ranges": ranges_of(host, v).bases.tolist() == kept,
-        "program": row.program_len == len(spec.program) and 0 <= row.row < row.program_len,
-        "pattern": 0 <= row.pattern < len(host.images),
+        "ranges": ranges.bases.tolist() == kept
+        and bool((ranges.lengths >= contents.lengths_of(lengths)).all()),
+        "contents": bool(_are_of(words, ranges).all()),
+        "program": np.array_equal(program, program_slots(spec.program, host.sample)),
+        "row": 0 <= row.row < row.program_len,
+        "pattern": host.images.index(spec.image) == row.pattern,
+        "classes": np.array_equal(st.class_base[v], class_base(layout, kernel, footprint)),
         "samples": 0 <= row.samples <= st.sampled.shape[1],
-        "sampled": bool((st.sampled[v, : row.samples] < row.size_slots).all())
-        and bool((st.sampled[v, : row.samples] >= 0).all()),
-        "guest": 0 <= row.kernel < row.size_slots and 0 <= row.brk <= row.size_slots,
-        "window": 0 < row.span <= row.size_slots - row.kernel
-        and 0 <= row.window < max(row.span, 1)
-        and 0 <= row.active <= row.span,
-        "cursors": 0 <= row.free_cursor < row.size_slots and 0 <= row.given < row.size_slots,
-        "copies": row.copies_permille >= 1000 and row.boot_ms > 0,
     }
-    for name, holds in in_range.items():
-        if not holds:
-            raise PackingError(f"host: {name} of VM {row.vm} out of range")
+    wrong = [name for name, holds in in_range.items() if not holds]
+    wrong = wrong or out_of_range(row, st.sampled[v, : row.samples], spec)
+    if wrong:
+        raise PackingError(f"host: {wrong[0]} of VM {row.vm} out of range")
+
+
+def _are_of(words: Array, ranges: VmRanges) -> Array:
+    """Which content words of a VM name something in one of its ranges, or are unique."""
+    after = (words & INDEX)[:, None] - ranges.bases
+    return (words & UNIQUE != 0) | ((after >= 0) & (after < ranges.lengths)).any(axis=1)

@@ -1,0 +1,134 @@
+"""Compiled kernels: the cache is never stale, and compiling changes no result."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import pytest
+from crowded_hosts import SECOND, crowded_host
+from host_builders import counter
+
+import hostsim
+from hostsim import jit, snapshot
+
+PACKAGE = Path(hostsim.__file__).parent
+TESTS = Path(__file__).parent
+
+
+def folder(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Path:
+    """The cache folder under another environment."""
+    monkeypatch.delenv(jit.CACHE_VARIABLE, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return jit._cache_folder()
+
+
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The package's sources in another place, where the cache folder is computed."""
+    there = tmp_path / "hostsim"
+    shutil.copytree(PACKAGE, there, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(jit, "__file__", str(there / "jit.py"))
+    return there
+
+
+def test_equal_sources_have_one_cache_wherever_they_lie(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = folder(monkeypatch).name
+    assert name.startswith("kernels-") and len(name) == len("kernels-") + 16
+    monkeypatch.undo()
+    assert folder(monkeypatch).name == name
+
+
+@pytest.mark.parametrize("module", sorted(path.name for path in PACKAGE.glob("*.py")))
+def test_a_change_in_any_source_changes_the_cache_folder(
+    module: str, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any: numba compares only the file of the kernel itself, not those of what it calls."""
+    before = folder(monkeypatch)
+    with (copied / module).open("a") as file:
+        file.write("\n")
+    assert folder(monkeypatch) != before
+
+
+def test_a_new_source_and_another_numba_change_the_cache_folder(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [folder(monkeypatch)]
+    (copied / "new.py").write_text("x = 1\n")
+    folders.append(folder(monkeypatch))
+    monkeypatch.setattr(numba, "__version__", "0.0.1")
+    folders.append(folder(monkeypatch))
+    assert len(set(folders)) == 3
+
+
+def test_the_environment_moves_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = {"HOME": str(tmp_path / "home")}
+    default = folder(monkeypatch, **home)
+    moved = folder(monkeypatch, **home, ESXSIM_CACHE=str(tmp_path / "caches"))
+    assert default.parent == tmp_path / "home" / ".cache" / "esxsim"
+    assert moved.parent == tmp_path / "caches"
+    assert moved.name == default.name
+    assert folder(monkeypatch, **home, ESXSIM_CACHE="") == default
+
+
+def test_numba_was_told_the_folder_of_this_process() -> None:
+    assert str(jit.CACHE_FOLDER) == numba.config.CACHE_DIR
+
+
+@pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="runs uncompiled: no cache")
+def test_a_cache_is_warm_once_the_pipeline_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever numba calls its files: the cache of this process is looked at, then parts of it."""
+    crowded_host(vms=()).advance(SECOND)
+    assert jit.is_warm()
+    files = sorted(jit.CACHE_FOLDER.rglob("*.nbi"))
+    pipeline = [path for path in files if "advance" in path.name]
+    assert len(pipeline) == 1 and len(files) > 20
+    monkeypatch.setattr(jit, "CACHE_FOLDER", tmp_path / "cache")
+    assert not jit.is_warm()
+    inner = tmp_path / "cache" / pipeline[0].parent.name
+    inner.mkdir(parents=True)
+    for path in files:
+        if path not in pipeline:
+            (inner / path.name).touch()
+    assert not jit.is_warm()
+    (inner / pipeline[0].name).touch()
+    assert jit.is_warm()
+
+
+TINY = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import numba
+from crowded_hosts import crowded_host
+from host_builders import counter
+from hostsim import snapshot
+from hostsim.tick import advance
+assert numba.config.DISABLE_JIT and not hasattr(advance, "py_func")
+host = crowded_host(frames=200, vms=(1, 2))
+host.advance(int(sys.argv[2]))
+print(snapshot.digest(host), counter(host, "swap_ins"))
+"""
+
+
+def test_uncompiled_kernels_give_the_same_digest() -> None:
+    """The very same functions as Python: integer widths, division and order are the compiler's."""
+    duration_ms = 12 * SECOND
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
+    command = [sys.executable, "-c", TINY, str(TESTS), str(duration_ms)]
+    done = subprocess.run(
+        command, env=environment, cwd=TESTS.parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    host = crowded_host(frames=200, vms=(1, 2))
+    host.advance(duration_ms)
+    assert counter(host, "swap_ins") > 0
+    assert done.stdout.split() == [snapshot.digest(host), str(counter(host, "swap_ins"))]

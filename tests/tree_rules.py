@@ -1,0 +1,297 @@
+"""Rules of the house as functions of a module's source: each gives, as text, what breaks it.
+
+Nothing is imported. The layers are written out, so that a module in none of them is an error too.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("hostsim", "cluster")
+
+LAYERS = [
+    # One host. Policies and mechanisms over its state, the pipeline, the façade, then its bytes.
+    "hostsim.units hostsim.jit",
+    "hostsim.rng hostsim.config",
+    "hostsim.guest_config",
+    "hostsim.program",
+    "hostsim.spec hostsim.state",
+    "hostsim.composition hostsim.allocate hostsim.reclaim hostsim.sample hostsim.share"
+    " hostsim.invariants",
+    "hostsim.fault hostsim.contents hostsim.load hostsim.measure hostsim.packing",
+    "hostsim.lost hostsim.replacement hostsim.swap",
+    "hostsim.balloon hostsim.guest",
+    "hostsim.touch",
+    "hostsim.workload",
+    "hostsim.tick",
+    "hostsim.host",
+    "hostsim.snapshot",
+    "hostsim.image",
+    # Many hosts. What is read, what is said, what is decided, then what runs it.
+    "cluster.yaml_input cluster.scenario_text cluster.trace_store cluster.messages"
+    " cluster.ray_environment",
+    "cluster.scenario cluster.scenario_problems cluster.trace_readers cluster.rows cluster.summary",
+    "cluster.trace_bitbrains cluster.aggregate cluster.tables",
+    "cluster.traces cluster.reports cluster.readback",
+    "cluster.trace_vms cluster.charts",
+    "cluster.assumptions cluster.scenario_checks cluster.html cluster.errors",
+    "cluster.scenario_events",
+    "cluster.scenario_file",
+    "cluster.population",
+    "cluster.state cluster.budget",
+    "cluster.placement",
+    "cluster.planner cluster.fleet",
+    "cluster.coordinator",
+    "cluster.actors cluster.progress",
+    "cluster.execute",
+    "cluster.cli",
+]
+"""From the lowest: a module imports from lower lines only, never from its own."""
+
+HOSTSIM_MAY_IMPORT = (
+    *("__future__", "typing", "collections", "dataclasses", "functools", "fractions", "re"),
+    *("hashlib", "numpy", "pydantic", "hostsim"),
+)
+HOSTSIM_ALSO = {
+    "hostsim.jit": ("numba", "llvmlite", "os", "pathlib"),  # compiles, and finds its cache
+    "hostsim.state": ("numba",),  # gives its type to the compiler
+    "hostsim.packing": ("msgpack",),
+}
+RAY_IN = "cluster.actors"
+
+BANNED_MODULES = (
+    *("time", "datetime", "random", "secrets", "uuid"),
+    *("pickle", "cloudpickle", "dill", "marshal", "shelve"),
+)
+BANNED_CALLS = ("hash", "eval", "exec", "compile", "__import__")
+BANNED_ATTRIBUTES = (
+    *("np.random", "numpy.random", "os.urandom"),
+    *("yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load"),
+)
+ALLOWED = {
+    ("cluster.coordinator", "time"): "timings of the manifest, which no result holds",
+    ("cluster.fleet", "time"): "busy time of an actor, for the manifest",
+    ("cluster.progress", "time"): "how often the terminal is written to",
+    ("cluster.ray_environment", "secrets"): "the token of a Ray session",
+}
+
+POLICIES = ("hostsim.allocate", "hostsim.reclaim", "cluster.placement", "cluster.planner")
+OUT_PARAMETERS = {"hostsim.allocate": ("target",)}
+"""Arrays that a policy's caller lends it for the answer; kernels return no arrays."""
+MUTATORS = (
+    *("append", "add", "clear", "discard", "extend", "fill", "insert", "pop", "popitem"),
+    *("put", "remove", "resize", "reverse", "setdefault", "sort", "update"),
+)
+
+FILE_LINES, FUNCTION_LINES = 350, 60
+TOP_LEVEL = (
+    *("pyproject.toml", "README.md", "LICENSE", "requirements.lock"),
+    *("cluster", "hostsim", "tests", "scenarios", "k8s"),
+)
+WORKPLACE = ("/wo" + "rk/", ".lib" + "rary", "farm" + "-")
+"""Words of where the project was written, which mean nothing where it is read."""
+
+
+def sources() -> dict[str, str]:
+    """Modules of both packages, without the packages themselves, and their text."""
+    return {
+        f"{package}.{path.stem}": path.read_text(encoding="utf-8")
+        for package in PACKAGES
+        for path in sorted((ROOT / package).glob("*.py"))
+        if path.stem != "__init__"
+    }
+
+
+SOURCES = sources()
+MODULES = [name for layer in LAYERS for name in layer.split()]
+
+
+def imports(source: str) -> Iterator[str]:
+    """Every module that the source imports, in functions too; `from a import b` gives a.b."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, "relative imports"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own(imported: str) -> str | None:
+    """The module of this project that an import reaches, if one."""
+    parts = imported.split(".")
+    return ".".join(parts[:2]) if parts[0] in PACKAGES else None
+
+
+def imports_upwards(name: str, source: str) -> list[str]:
+    layer_of = {one: i for i, layer in enumerate(LAYERS) for one in layer.split()}
+    found = []
+    for imported in imports(source):
+        module = own(imported)
+        if module is None or module == "cluster.__version__":
+            continue
+        if module not in layer_of or layer_of[module] >= layer_of.get(name, -1):
+            found.append(f"{name} imports {module}")
+    return found
+
+
+def imports_beyond_its_room(name: str, source: str) -> list[str]:
+    """hostsim knows nothing of Ray, files and clocks; only one module knows Ray."""
+    found = []
+    for imported in imports(source):
+        top = imported.split(".")[0]
+        if name.startswith("hostsim."):
+            if top not in (*HOSTSIM_MAY_IMPORT, *HOSTSIM_ALSO.get(name, ())):
+                found.append(f"{name} imports {imported}")
+        elif top == "ray" and name != RAY_IN:
+            found.append(f"{name} imports {imported}")
+    return found
+
+
+def uses_what_is_banned(name: str, source: str) -> list[str]:
+    found = [one.split(".")[0] for one in imports(source)]
+    found = [top for top in found if top in BANNED_MODULES]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in BANNED_ATTRIBUTES:
+            found.append(ast.unparse(node))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            found += [node.func.id] * (node.func.id in BANNED_CALLS)
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            found.append("allow_pickle")
+    return [f"{name}: {one}" for one in found if (name, one) not in ALLOWED]
+
+
+def functions(source: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def root_of(node: ast.expr) -> str | None:
+    """The name at the bottom of a.b[c].d; None where it is not a name."""
+    while isinstance(node, ast.Attribute | ast.Subscript | ast.Starred):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else None
+
+
+def bindings(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr | None]]:
+    """Target and value of each binding, tuples taken apart; the value is None where unknown."""
+    pairs: list[tuple[ast.expr, ast.expr | None]] = []
+    for one in ast.walk(node):
+        if isinstance(one, ast.Assign):
+            pairs += [(target, one.value) for target in one.targets]
+        elif isinstance(one, ast.AnnAssign | ast.AugAssign | ast.For):
+            value = one.iter if isinstance(one, ast.For) else one.value
+            pairs.append((one.target, None if isinstance(one, ast.AugAssign) else value))
+        elif isinstance(one, ast.Delete):
+            pairs += [(target, None) for target in one.targets]
+    while pairs:
+        target, value = pairs.pop()
+        if isinstance(target, ast.Tuple | ast.List):
+            parts = value.elts if isinstance(value, ast.Tuple | ast.List) else []
+            matched = len(parts) == len(target.elts)
+            pairs += zip(target.elts, parts if matched else [value] * len(target.elts), strict=True)
+        else:
+            yield target, value
+
+
+def writes_its_parameters(name: str, source: str) -> list[str]:
+    """Assignments into a parameter, or into part of one under another name; mutating methods."""
+    found = []
+    for function in functions(source):
+        given = function.args
+        parameters = {one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)}
+        parts = {
+            target.id
+            for target, value in bindings(function)
+            if isinstance(target, ast.Name)
+            and isinstance(value, ast.Attribute | ast.Subscript | ast.Name)
+            and root_of(value) in parameters
+        }
+        watched = (parameters | parts) - set(OUT_PARAMETERS.get(name, ()))
+        written = [target for target, _ in bindings(function) if not isinstance(target, ast.Name)]
+        written += [
+            one.func.value
+            for one in ast.walk(function)
+            if isinstance(one, ast.Call)
+            and isinstance(one.func, ast.Attribute)
+            and one.func.attr in MUTATORS
+        ]
+        found += [
+            f"{name}.{function.name} writes {ast.unparse(one)}"
+            for one in written
+            if root_of(one) in watched
+        ]
+    return found
+
+
+SET_OPERATORS = (ast.BitOr, ast.BitAnd, ast.BitXor, ast.Sub)
+ORDERED = ("enumerate", "iter", "list", "map", "next", "reversed", "tuple", "zip")
+"""Calls that give the order of what they are given."""
+
+
+def is_set(node: ast.AST | None, names: set[str]) -> bool:
+    if isinstance(node, ast.Set | ast.SetComp):
+        return True
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return node.func.id in ("set", "frozenset")
+    if isinstance(node, ast.BinOp) and isinstance(node.op, SET_OPERATORS):
+        return is_set(node.left, names) or is_set(node.right, names)
+    return isinstance(node, ast.Name) and node.id in names
+
+
+def named_sets(scope: ast.AST) -> set[str]:
+    """Names that the scope gives a set."""
+    return {
+        target.id
+        for target, value in bindings(scope)
+        if isinstance(target, ast.Name) and is_set(value, set())
+    }
+
+
+def iterates_over_sets(name: str, source: str) -> list[str]:
+    """Loops and lists over a set, or over a name that was given one. A set of one is no list."""
+    found = []
+    tree = ast.parse(source)
+    defined = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    top = ast.Module([one for one in tree.body if not isinstance(one, defined)], [])
+    everywhere = named_sets(top)
+    for scope in (tree, *functions(source)):
+        names = everywhere if scope is tree else everywhere | named_sets(scope)
+        for node in ast.walk(scope):
+            looped: list[ast.expr] = []
+            if isinstance(node, ast.For):
+                looped = [node.iter]
+            elif isinstance(node, ast.ListComp | ast.DictComp | ast.GeneratorExp):
+                looped = [part.iter for part in node.generators]
+            elif isinstance(node, ast.Starred):
+                looped = [node.value]
+            elif isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                if called in ORDERED or called.endswith((".join", ".array", ".extend")):
+                    looped = list(node.args)
+            found += [
+                f"{name}:{one.lineno} {ast.unparse(one)}" for one in looped if is_set(one, names)
+            ]
+    return sorted(set(found))
+
+
+def too_long(name: str, source: str) -> list[str]:
+    lines = len(source.splitlines())
+    found = [f"{name} has {lines} lines"] * (lines > FILE_LINES)
+    for function in functions(source):
+        length = (function.end_lineno or 0) - function.lineno + 1
+        found += [f"{name}.{function.name} has {length} lines"] * (length > FUNCTION_LINES)
+    return found
+
+
+def out_of_place(names: Iterable[str]) -> list[str]:
+    tops = {name.split("/")[0] for name in names}
+    return sorted(top for top in tops if top not in TOP_LEVEL and not top.startswith("."))
+
+
+def workplace_words(text: str) -> list[str]:
+    return [word for word in WORKPLACE if re.search(re.escape(word), text, re.IGNORECASE)]
