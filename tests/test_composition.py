@@ -142,6 +142,23 @@ def test_counts_of_classes_are_those_of_the_pattern_repeated(
         assert class_slots(composition, section, n_slots).tolist() == counted.tolist()
 
 
+def test_a_rare_class_is_as_rare_in_a_long_section() -> None:
+    """12 % kernel, 1 permille zeroes: 1 of 880 slots beside the kernel, 74.5 of 65 536. A pattern
+    that repeats after 1000 slots, whose parts there are not whole, has 66."""
+    content = ContentTable(
+        kernel=ContentMix(unique=120), cache=ContentMix(zero=1), anon=ContentMix(unique=879)
+    )
+    composition = compose(GuestImage(content=content))
+    assert composition.periods.tolist() == [120, 880, 1000]
+    assert class_slots(composition, IN_FOOTPRINT, 65_536)[0] in (74, 75)
+    host = make_host(512 * MIB)
+    power_on(host, make_spec(1, 256 * MIB, image=make_image(256 * MIB, content=content)))
+    run_until_booted(host)
+    found = kinds_of(host, 1)
+    assert found["kernel", "unique"] == 65_536 * 120 // 1000 == 7864
+    assert found["cache", "zero"] == pytest.approx((65_536 - 7864) / 880, abs=1)
+
+
 def test_later_sections_go_on_counting_where_earlier_ones_end() -> None:
     composition = compose(GuestImage(content=CONTENT))
     base = class_base(composition, 100, 1000)

@@ -27,13 +27,15 @@ from host_builders import (
     row_index,
     row_of,
     run,
+    states_of,
 )
 
 from cluster.aggregate import SLOWDOWN_MAX, slowdowns
-from hostsim import swap
+from hostsim import balloon, fault, guest, swap
 from hostsim.config import Disk
 from hostsim.host import Host
 from hostsim.measure import CAUSES
+from hostsim.state import BALLOONED, SWAP_IN
 from hostsim.units import MIB
 
 NS = 10**9
@@ -148,6 +150,26 @@ def test_a_full_guest_disk_is_waited_for() -> None:
     more = counter(host, "guest_page_ins") + counter(host, "guest_page_outs") - done
     assert more == 60 * 20
     assert only("guest_paging", host) > 55 * NS
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_a_page_given_up_before_a_stall_costs_its_time_later(k: int) -> None:
+    """A guest trades with its balloon: the page that it gives was in host swap, so that writing it
+    out costs a read of 100 us; then its own disk is busy. The read is a debt of k pages, once."""
+    host = make_host(sample=k)
+    power_on(host, make_spec(1, 4 * MIB, make_phase(memory=4 * MIB)))
+    run(host, 5 * SECOND)
+    st, row = host.state, row_of(host, 1)
+    assert balloon.inflate(st, 0, 10) == 10
+    page = int(np.flatnonzero(states_of(host, 1) == BALLOONED)[0])
+    st.host[0].swap_io_left = 1 << 40
+    swap_out_all(host, 1)
+    row.disk_io_left = 1
+    assert guest.access(st, 0, page, 0) == fault.NO_GUEST_MEMORY
+    assert (row.debt_ns, row.cause, row.ballooned) == (100_000 * k, SWAP_IN, 10)
+    row.disk_io_left = 1
+    assert guest.access(st, 0, page, 0) == 100_000 * k
+    assert (row.debt_ns, counter(host, "double_pagings")) == (100_000 * k, 1)
 
 
 # Copy-on-write

@@ -23,7 +23,7 @@ from host_builders import (
     states_of,
 )
 
-from hostsim import balloon, fault, guest, invariants
+from hostsim import balloon, fault, guest, invariants, swap
 from hostsim.config import Disk
 from hostsim.guest_config import ContentMix, ContentTable
 from hostsim.host import Host
@@ -34,6 +34,7 @@ from hostsim.state import (
     FREE,
     KERNEL,
     RESIDENT,
+    SWAPPED,
     UNTOUCHED,
     USE_SHIFT,
     Array,
@@ -79,6 +80,19 @@ def test_the_footprint_comes_in_at_an_even_rate() -> None:
         run(host, SECOND)
         seen.append(int(row.brk))
     assert seen == [5 * N_PAGES * second // 20 for second in range(1, 21)]
+
+
+@pytest.mark.parametrize(("tick_ms", "ready_ms"), [(500, 20_000), (4000, 20_000), (7000, 21_000)])
+def test_a_boot_ends_with_the_step_in_which_its_time_is_over(tick_ms: int, ready_ms: int) -> None:
+    """20 s, in whole steps; the program has the next step to itself, all of it."""
+    host = make_host(tick_ms=tick_ms)
+    image = make_image(2 * MIB, boot=20 * SECOND)
+    power_on(host, make_spec(1, 2 * MIB, make_phase(active=MIB), image=image))
+    assert run_until_booted(host) == ready_ms
+    row = row_of(host, 1)
+    assert (row.boot_end_ns, row.clock_ns, row.touches) == (ready_ms * 10**6, ready_ms * 10**6, 0)
+    run(host, tick_ms)
+    assert row.touches == N_PAGES * tick_ms // SECOND
 
 
 def test_a_linux_guest_touches_its_footprint_and_no_more() -> None:
@@ -175,6 +189,30 @@ def test_a_windows_guest_scrubs_what_it_frees() -> None:
     assert int((host.state.content == zero).sum()) == N_PAGES
     run(host, 5 * SECOND)
     assert int((host.state.content == zero).sum()) == 3 * N_PAGES
+
+
+def test_a_scrub_that_stalls_is_tried_again() -> None:
+    """A page that the host swapped is read back to be zeroed, 100 a second: pages freed wait for
+    the device, in order, and all of them are zeroed in the end."""
+    host = make_host(swap=Disk(latency=1000, iops=100))
+    image = make_image(MIB, os="windows")
+    power_on(host, make_spec(1, 4 * MIB, two_phases(), image=image))
+    run(host, 6 * SECOND)
+    row, st = row_of(host, 1), host.state
+    st.host[0].swap_io_left = 1 << 40
+    assert swap.page_out_vm(st, 0, 2000, 1 << 40) == 1024
+    for second in range(1, 4):
+        run(host, SECOND)
+        assert (row.brk, counter(host, "swap_ins")) == (3 * N_PAGES - 100 * second, 100 * second)
+        assert counter(host, "stalled_touches") == second
+        assert row.guest_free == N_PAGES + 100 * second + 1  # the one that waits is free already
+    last = int(row.brk) - 1
+    assert (uses_of(host)[last], states_of(host, 1)[last]) == (FREE, SWAPPED)
+    assert guest.free_page(st, 0, last) == fault.NO_IO
+    st.host[0].swap_io_left = 1
+    assert guest.free_page(st, 0, last) == 1000
+    invariants.check(st)
+    assert (st.content[last], row.guest_free) == (row.zero, N_PAGES + 301)
 
 
 def test_freeing_a_page_on_the_guests_disk_forgets_it() -> None:

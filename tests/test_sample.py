@@ -23,9 +23,9 @@ from host_builders import (
     states_of,
 )
 
-from hostsim import fault, sample
+from hostsim import balloon, fault, guest, sample
 from hostsim.host import Host
-from hostsim.state import ACCESSED, RESIDENT, SHARED, SWAPPED
+from hostsim.state import ACCESSED, BALLOONED, RESIDENT, SHARED, SWAPPED
 from hostsim.units import MIB
 
 PERIOD = 30 * SECOND
@@ -192,6 +192,25 @@ def test_a_sampled_page_that_leaves_memory_counts_as_not_touched() -> None:
     assert sample.touched_samples(host.state, v) > expected
 
 
+def test_a_page_traded_with_the_balloon_keeps_its_samples() -> None:
+    """To a real guest the page that it gives and the one that it gets are one page, used for
+    something else: samples of the one go on as samples of the other, touched by the trade."""
+    host = make_host(sampling={"pages": 300})
+    power_on(host, make_spec(1, MIB, make_phase(memory=MIB)))
+    run(host, PERIOD)
+    v, row = row_index(host, 1), row_of(host, 1)
+    assert balloon.inflate(host.state, v, 50) == 50
+    before, touched = drawn(host).copy(), sample.touched_samples(host.state, v)
+    pinned = np.flatnonzero(states_of(host, 1) == BALLOONED)
+    taken = int(np.setdiff1d(pinned, before)[0])
+    assert guest.access(host.state, v, taken, 0) > 0
+    given = int(row.given)
+    n = int((before == given).sum())
+    assert n > 0
+    assert (drawn(host) == np.where(before == given, taken, before)).all()
+    assert sample.touched_samples(host.state, v) == touched + n
+
+
 # Virtual time
 
 
@@ -262,7 +281,7 @@ def test_b3_a_rise_is_seen_within_seconds() -> None:
     the rise, and 95 % of the new value within 2.5 periods; means over 60 VMs."""
     old, new = 50 / 320, 150 / 320
     host = steady(60, [round(old * SIZE), round(new * SIZE)])
-    boot_ms = 2 * SECOND
+    boot_ms = SECOND
     run(host, boot_ms + 20 * MINUTE - PERIOD)
     assert np.mean([fraction(host, vm) for vm in range(60)]) == pytest.approx(old, abs=0.02)
     run(host, PERIOD + 10 * SECOND)

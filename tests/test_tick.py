@@ -208,6 +208,26 @@ def test_a_slow_scan_keeps_its_rate_under_coarse_sampling() -> None:
     assert counter(host, "scanned") == due // (512 * 10**6) == pytest.approx(703, abs=1)
 
 
+def test_slow_growth_and_balloons_keep_their_rates_under_coarse_sampling() -> None:
+    """A guest that grows by 50 pages/s, then a balloon of as much, at 512 pages a slot: after n
+    seconds 50 n / 512 slots, rounded down, at every n. Exact."""
+    rate = 50 * 4096
+    claims = {"claim": "configured"}
+    host = make_host(256 * MIB, sample=512, allocation=claims, balloon={"inflate": rate})
+    phases = make_phase(memory=128 * MIB, growth=rate)
+    power_on(host, make_spec(1, 160 * MIB, phases, image=make_image(8 * MIB)))
+    run(host, SECOND)
+    for seconds in range(1, 301):
+        run(host, SECOND)
+        assert row_of(host, 1).brk == 4 + 50 * seconds // 512
+    host.set_vm(host.vm_ids()[0], limit=32 * MIB)
+    carry = int(row_of(host, 1).inflate_carry) % (512 * 10**6)
+    for seconds in range(1, 301):
+        run(host, SECOND)
+        due = (carry + 50 * 10**6 * seconds) // (512 * 10**6)
+        assert row_of(host, 1).ballooned == due
+
+
 def test_operations_that_a_device_did_not_use_are_lost() -> None:
     """A swap device and a guest disk of 30 a second stand idle for ten minutes; then they have 30
     for the next second, not 18 000. Exact."""

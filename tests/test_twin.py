@@ -15,7 +15,7 @@ import pytest
 from naive_host import limits
 from naive_machine import ZERO_PAGE
 from naive_pair import Pair, vm_spec
-from naive_policy import HARD, LOW, SOFT
+from naive_policy import HARD, HIGH, LOW, SOFT
 from naive_state import Annotation
 
 from hostsim.config import Disk
@@ -95,12 +95,12 @@ def test_a_trace_falls_behind_and_catches_up() -> None:
     image = scenes.image(k, 50)
     for vm in range(2):
         assert pair.power_on(vm_spec(vm, scenes.guest(k, 100, balloon="absent"), image, rows))
-    totals = run(pair, 60)
+    totals = run(pair, 40)
     all_happened(totals, "swap_outs", "swap_ins", "stalled_touches", "lost to swap_in")
-    behind = max(vm.backlog_ns for vm in pair.twin.on())
-    assert behind > 300_000_000
+    behind = min(vm.backlog_ns for vm in pair.twin.on())
+    assert behind > 10_000_000_000
     pair.power_off(1)
-    run(pair, 60)
+    run(pair, 80)
     assert pair.twin.vms[0].backlog_ns == 0
 
 
@@ -360,7 +360,8 @@ def test_levels_fall_and_rise(reading: str, minfree: str) -> None:
     full_host(pair, [150, 150, 150], 50, does=does, balloon="absent", image=image)
     totals = run(pair, 120)
     all_happened(totals, "level 0", f"level {SOFT}", f"level {HARD}", f"level {LOW}")
-    assert pair.twin.level <= SOFT and pair.twin.free >= limits(pair.twin).goal - 1
+    # HIGH is reached at the goal; from there on guests may use what lies above `down`.
+    assert pair.twin.level == HIGH and pair.twin.free >= limits(pair.twin).up[0]
 
 
 def test_soft_pages_only_the_vm_whose_balloon_cannot_help() -> None:

@@ -244,8 +244,26 @@ def test_a_trace_runs_on_the_wall_clock_from_power_on() -> None:
     run(host, 3 * SECOND)
     assert (row_of(host, 1).booted, row_of(host, 1).active) == (1, N_PAGES)
     row_of(host, 1).debt_ns = 2_500_000_000
-    seen = active_of(host, 8)
-    assert seen.count(3) == 4 and seen == sorted(seen)
+    assert active_of(host, 8) == [1, 1, 2, 2, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("tick_ms", [1000, 5000])
+@pytest.mark.parametrize("on_the_wall", [True, False])
+def test_the_work_of_a_program_does_not_depend_on_the_step(tick_ms: int, on_the_wall: bool) -> None:
+    """Ten seconds each of 200, 400 and 100 touches a second, then none, after a boot of 5 s that a
+    trace does not wait for. A step does the work of the row in which it starts. Exact."""
+    parts = [(10, 200), (10, 400), (10, 100), (1000, 0)]
+    wall = make_rows(*((s, KEEP, n * PAGE_SIZE) for s, n in parts))
+    own = [make_phase(duration=s * SECOND, active=n * PAGE_SIZE) for s, n in parts]
+    host = make_host(tick_ms=tick_ms)
+    run(host, 15 * SECOND)
+    image = make_image(2 * MIB, boot=5 * SECOND)
+    power_on(host, make_spec(1, 2 * MIB, wall if on_the_wall else own, image=image))
+    run(host, 20 * SECOND)
+    first = 5 * 200 + 10 * 400 if on_the_wall else 10 * 200 + 5 * 400
+    assert row_of(host, 1).touches == first
+    run(host, 40 * SECOND)
+    assert row_of(host, 1).touches == (5 if on_the_wall else 10) * 200 + 10 * 400 + 10 * 100
 
 
 def test_phases_become_rows_in_pages() -> None:
