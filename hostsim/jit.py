@@ -2,8 +2,9 @@
 
 Kernels are plain functions over flat arrays, marked `@kernel`; NUMBA_DISABLE_JIT=1 runs them as
 Python. Compiled code is cached on disk in a folder named by a digest of this package's sources and
-of numba's version, because numba does not notice a changed callee in another file. fastmath stays
-off: results must not depend on how a compiler reorders floats.
+of numba's version, because numba does not notice a changed callee in another file. Equal sources
+share it wherever they lie: a second checkout, or a copy that a job carries, need not compile.
+fastmath stays off: results must not depend on how a compiler reorders floats.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba import extending
+from numba.core import caching
 from numba.core.typing import templates
 from numba.np import arrayobj
 
@@ -37,13 +39,46 @@ def _cache_folder() -> Path:
 
 
 CACHE_FOLDER = _cache_folder()
-setattr(numba.config, "CACHE_DIR", str(CACHE_FOLDER))  # noqa: B010 - numba has no stubs for it
+
+
+def _can_write(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+CACHES = _can_write(CACHE_FOLDER)
+"""False in a container whose file system is read-only: every process then compiles for itself."""
+
+
+class KernelLocator(caching._CacheLocator):
+    """Tells numba where a kernel is kept: its own locators have a folder for every path."""
+
+    def __init__(self, line: int) -> None:
+        self.line = line
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> KernelLocator:
+        return cls(py_func.__code__.co_firstlineno)
+
+    def get_cache_path(self) -> str:
+        return str(CACHE_FOLDER)
+
+    def get_source_stamp(self) -> str:
+        return CACHE_FOLDER.name
+
+    def get_disambiguator(self) -> str:
+        return str(self.line)
+
 
 i64 = cast(Callable[[Any], int], np.int64)
 """np.int64 under the type that the engine gives every integer."""
 
 
 _njit: Any = numba.njit
+_LOCATORS = "CACHE_LOCATOR_CLASSES"
 _OPTIONS: dict[str, Any] = {"_nrt": False, "error_model": "numpy"}
 """Kernels never allocate, so arrays need no reference counts: counting them made calls 100 times
 slower. A division by zero is a bug that tests find in uncompiled runs, not worth a branch each."""
@@ -51,7 +86,12 @@ slower. A division by zero is a bug that tests find in uncompiled runs, not wort
 
 def kernel(function: Function) -> Function:
     """Compile on first call, or load from the cache."""
-    return cast(Function, _njit(cache=True, no_cfunc_wrapper=True, **_OPTIONS)(function))
+    others = getattr(numba.config, _LOCATORS)
+    setattr(numba.config, _LOCATORS, f"{__name__}.{KernelLocator.__name__}")
+    try:
+        return cast(Function, _njit(cache=CACHES, no_cfunc_wrapper=True, **_OPTIONS)(function))
+    finally:
+        setattr(numba.config, _LOCATORS, others)
 
 
 def small(function: Function) -> Function:
@@ -61,7 +101,7 @@ def small(function: Function) -> Function:
 
 def is_warm() -> bool:
     """Whether compiled kernels are on disk, so that the first tick will not compile."""
-    return any(CACHE_FOLDER.rglob("tick.advance-*.nbi")) if CACHE_FOLDER.is_dir() else False
+    return any(CACHE_FOLDER.glob("tick.advance-*.nbi"))
 
 
 class Arrays(numba.types.Type):

@@ -78,10 +78,6 @@ def test_the_environment_moves_the_cache(tmp_path: Path, monkeypatch: pytest.Mon
     assert folder(monkeypatch, **home, ESXSIM_CACHE="") == default
 
 
-def test_numba_was_told_the_folder_of_this_process() -> None:
-    assert str(jit.CACHE_FOLDER) == numba.config.CACHE_DIR
-
-
 @pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="runs uncompiled: no cache")
 def test_a_cache_is_warm_once_the_pipeline_is_in_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -89,19 +85,57 @@ def test_a_cache_is_warm_once_the_pipeline_is_in_it(
     """Whatever numba calls its files: the cache of this process is looked at, then parts of it."""
     crowded_host(vms=()).advance(SECOND)
     assert jit.is_warm()
-    files = sorted(jit.CACHE_FOLDER.rglob("*.nbi"))
+    files = sorted(jit.CACHE_FOLDER.glob("*.nbi"))
     pipeline = [path for path in files if "advance" in path.name]
     assert len(pipeline) == 1 and len(files) > 20
-    monkeypatch.setattr(jit, "CACHE_FOLDER", tmp_path / "cache")
+    monkeypatch.setattr(jit, "CACHE_FOLDER", tmp_path)
     assert not jit.is_warm()
-    inner = tmp_path / "cache" / pipeline[0].parent.name
-    inner.mkdir(parents=True)
     for path in files:
         if path not in pipeline:
-            (inner / path.name).touch()
+            (tmp_path / path.name).touch()
     assert not jit.is_warm()
-    (inner / pipeline[0].name).touch()
+    (tmp_path / pipeline[0].name).touch()
     assert jit.is_warm()
+
+
+LOADED = """
+from hostsim import jit, rng
+rng.stream(1, 2, 3, 4)
+print(jit.__file__, rng.stream.stats.cache_path, sum(rng.stream.stats.cache_hits.values()))
+"""
+
+
+def loaded_from(folder: Path, cache: Path) -> list[str]:
+    """What a process that imports the package from there, and calls one kernel, says of it."""
+    environment = os.environ | {jit.CACHE_VARIABLE: str(cache)}
+    command = [sys.executable, "-c", LOADED]
+    done = subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="runs uncompiled: no cache")
+def test_a_copy_loads_the_kernels_that_the_original_compiled(copied: Path, tmp_path: Path) -> None:
+    original, copy = (
+        loaded_from(folder, tmp_path / "cache") for folder in (PACKAGE.parent, copied.parent)
+    )
+    assert (original[0], copy[0]) == (str(PACKAGE / "jit.py"), str(copied / "jit.py"))
+    assert original[1] == copy[1] and Path(copy[1]).parent == tmp_path / "cache"
+    assert (original[2], copy[2]) == ("0", "1")
+
+
+@pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="runs uncompiled: no cache")
+def test_without_a_folder_to_write_to_kernels_are_compiled_in_memory(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert loaded_from(PACKAGE.parent, file / "cache")[1:] == ["None", "0"]
+
+
+def test_other_users_of_numba_keep_their_settings() -> None:
+    assert str(jit.CACHE_FOLDER) != numba.config.CACHE_DIR
+    assert not numba.config.CACHE_LOCATOR_CLASSES
 
 
 TINY = """
