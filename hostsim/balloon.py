@@ -67,15 +67,13 @@ def restart_driver(st: HostState, v: int) -> None:
 @kernel
 def inflate(st: HostState, v: int, n: int) -> int:
     """Pin up to `n` pages that the guest gives. Returns how many: it may refuse."""
-    vm = st.vms[v]
     done = 0
     while done < n:
         cost = replacement.give_page(st, v)
         if cost < 0:
             break
         if cost > 0:
-            vm.debt_ns += cost * st.host[0].sample
-            vm.cause = GUEST_PAGING
+            st.debts[v, GUEST_PAGING] += cost * st.host[0].sample
         done += 1
     st.host[0].inflated += done
     return done

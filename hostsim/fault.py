@@ -1,9 +1,9 @@
 """What happens when a guest touches a page: zero-fill, swap-in, copy-on-write break.
 
 A fault never reclaims: with no free frame the touch stalls, is counted, and is tried again. In LOW
-a VM that has reached its target gets none either: LOW stops the VMs above it, and one step is long
-enough to take all that reclamation has freed. Costs are in the guest's time, in nanoseconds, times
-the pages that one slot stands for.
+a VM that has all it is entitled to gets none either: LOW stops the VMs above it, and one step is
+long enough to take all that reclamation has freed. Costs are in the guest's time, in nanoseconds,
+times the pages that one slot stands for.
 """
 
 from __future__ import annotations
@@ -24,18 +24,20 @@ from hostsim.state import (
     UNTOUCHED,
     HostState,
     alloc_of,
+    entitled,
     set_state,
 )
 
-NO_FRAME, NO_IO, NO_GUEST_MEMORY = map(i64, (-1, -2, -3))
-"""Why a touch stalls: no free frame; the swap device is busy; the guest can give up no page."""
+NO_FRAME, NO_IO, NO_GUEST_MEMORY, NO_GUEST_IO = map(i64, (-1, -2, -3, -4))
+"""Why a touch stalls: no free frame; the swap device is busy; the guest has no page to give up, or
+no room in its own swap space; the guest's disk is busy."""
 
 
 @small
 def may_take_frame(st: HostState, v: int) -> bool:
     """Whether the VM may have one more page in memory now."""
     host = st.host[0]
-    return host.free > 0 and (host.level < LOW or alloc_of(st, v) < st.vms[v].target)
+    return host.free > 0 and (host.level < LOW or alloc_of(st, v) < entitled(st, v))
 
 
 @small

@@ -5,7 +5,7 @@ pages first used later. A page in use whose state is BALLOONED or UNTOUCHED has 
 guest's own disk (clean cache: dropped; anonymous: paged out); its content word says what will be
 read back. A touch of such a page, or of a ballooned page never used, needs a free guest page: the
 balloon driver then trades pages, pinning one that the guest gives up and returning this one, so
-PPNs need no second level of mapping.
+PPNs need no second level of mapping. A guest with nothing left to give gets its page for nothing.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _page_in(st: HostState, v: int, ppn: int) -> int:
     vm = st.vms[v]
     slot = vm.base_slot + ppn
     if vm.disk_io_left <= 0:
-        return fault.NO_GUEST_MEMORY
+        return fault.NO_GUEST_IO
     cost = fault.touch(st, v, ppn, 1, i64(st.content[slot]) & ~STALE)
     if cost < 0:
         return cost
@@ -141,15 +141,24 @@ def _fault_in(st: HostState, v: int, ppn: int, free_becomes: int) -> int:
             vm.guest_free += 1
         else:
             cost = give_page(st, v)
-            if cost < 0:
+            if cost == fault.NO_GUEST_MEMORY:
+                # The driver gives way before its guest is out of memory; the host has to page.
+                if not fault.may_take_frame(st, v):
+                    return fault.NO_FRAME
+                cost = i64(0)
+                take_back(st, v, ppn)
+                st.host[0].deflated += 1
+            elif cost < 0:
                 return cost
-            cost *= st.host[0].sample
-            take_back(st, v, ppn)
-            _rename_sampled(st, v, vm.given, ppn)
+            else:
+                cost *= st.host[0].sample
+                vm.cause = GUEST_PAGING
+                take_back(st, v, ppn)
+                _rename_sampled(st, v, vm.given, ppn)
     is_first = use_of(st, slot) == FREE
     more = _allocate(st, v, ppn, free_becomes) if is_first else _page_in(st, v, ppn)
     if more < 0:  # the touch will be tried again, but its page was given up already
-        vm.debt_ns += cost
+        st.debts[v, GUEST_PAGING] += cost
         return more
     return cost + more
 
@@ -240,6 +249,6 @@ def reset(st: HostState, v: int) -> None:
     vm.grow_carry = 0
     vm.scrub_carry = 0
     vm.booted = 0
-    vm.debt_ns = 0
+    st.debts[v, :] = 0
     vm.boot_end_ns = vm.clock_ns + vm.boot_ms * 1_000_000
     vm.lost_driver = 1

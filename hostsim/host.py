@@ -115,7 +115,7 @@ class Host:
         keys = contents.keys_of(row)
         self.state.vms[v] = np.zeros(1, VM)[0]
         self.state.vms["vm"][v] = -1
-        self.state.lost[v] = 0
+        self.state.lost[v] = self.state.debts[v] = 0
         cut = np.s_[base : base + size]
         self.state = replace(
             self.state,
@@ -145,16 +145,13 @@ class Host:
         """Change the allocation parameters of a running VM; bytes, and a number of shares.
 
         Raises ValueError, and changes nothing, when the new reservation is not admitted (a lower
-        one needs more swap space) or exceeds the limit.
+        one needs more swap space), or when the values do not go together.
         """
         row, spec = self.state.vms[self.row_of(vm)], self.specs[vm]
         given = {"reservation": reservation, "limit": limit, "shares": shares}
         changed = {name: value for name, value in given.items() if value is not None}
-        spec = replace(spec, config=spec.config.model_copy(update=changed))
-        config = spec.config
-        cap = config.memory if config.limit is None else config.limit
-        if config.reservation > cap:
-            raise ValueError(f"reservation of VM {vm} exceeds its limit")
+        config = VmConfig.model_validate(spec.config.model_dump() | changed)
+        spec = replace(spec, config=config)
         reason = self.why_refused(spec)
         if reason is not None:
             raise ValueError(f"host {self.host} refuses VM {vm}: {reason}")
@@ -202,7 +199,7 @@ class Host:
             return int(free[0])
         st, n = self.state, len(self.state.vms)
         more = empty(n, st.sampled.shape[1])
-        per_row = ("vms", "order", "lost", "sampled", "class_base")
+        per_row = ("vms", "order", "lost", "debts", "sampled", "class_base")
         grown = {name: np.concatenate([getattr(st, name), getattr(more, name)]) for name in per_row}
         grown["scratch"] = np.concatenate([st.scratch, more.scratch], axis=1)
         grown["active"] = np.concatenate([st.active, more.active])

@@ -45,6 +45,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "content": np.dtype(np.uint32),
     "sampled": np.dtype(np.int64),
     "lost": np.dtype(np.int64),
+    "debts": np.dtype(np.int64),
 }
 """Arrays of a VmImage."""
 
@@ -58,6 +59,7 @@ class VmImage:
     content  (size_slots,) uint32  content words as `snapshot.to_local` names them
     sampled  (n_samples,) int64    PPNs of the running sampling period
     lost     (8,) int64            ns lost since the last measurement, by cause
+    debts    (8,) int64            ns still to be lost, by cause
     """
 
     spec: VmSpec
@@ -66,6 +68,7 @@ class VmImage:
     content: Array
     sampled: Array
     lost: Array
+    debts: Array
 
 
 def export_vm(host: Host, vm: VmId) -> VmImage:
@@ -87,6 +90,7 @@ def export_vm(host: Host, vm: VmId) -> VmImage:
         content=words.astype(np.uint32),
         sampled=st.sampled[v, : row.samples].copy(),
         lost=st.lost[v].copy(),
+        debts=st.debts[v].copy(),
     )
 
 
@@ -119,7 +123,7 @@ def import_vm(host: Host, image: VmImage) -> None:
     cut = slice(row.base_slot, row.base_slot + row.size_slots)
     st.page[cut], st.content[cut] = image.page, words
     st.sampled[v, : row.samples] = image.sampled[: row.samples]
-    st.lost[v] = image.lost
+    st.lost[v], st.debts[v] = image.lost, image.debts
     st.host[0].free -= row.resident
 
 
@@ -146,6 +150,7 @@ def _read(body: dict[str, Any]) -> VmImage:
         "content": (n,),
         "sampled": (int(row["samples"][0]),),
         "lost": (N_CAUSES,),
+        "debts": (N_CAUSES,),
     }
     arrays = {name: unpack_array(packed[name], DTYPES[name], shapes[name]) for name in DTYPES}
     image = VmImage(spec=unpack_spec(body["spec"]), **arrays)

@@ -71,10 +71,11 @@ def balloon_is_accounted(st: HostState, v: int) -> None:
 
 
 def swap_space_holds(st: HostState, v: int) -> None:
-    """A VM's swapped pages fit its swap space, size - reservation at the time of paging out."""
+    """A VM's swapped pages fit its swap space, which reaches beyond size - reservation only for
+    what was swapped when the reservation was raised."""
     vm = st.vms[v]
     _require(
-        vm.swapped <= vm.size_slots, "swap space", f"VM row {v}: {vm.swapped} of {vm.size_slots}"
+        vm.swapped <= vm.swap_space, "swap space", f"VM row {v}: {vm.swapped} of {vm.swap_space}"
     )
 
 

@@ -58,6 +58,7 @@ def fill_bounds(row: Any, config: VmConfig, sample: int) -> None:
     row.reservation = min(slots(config.reservation, sample), row.size_slots)
     row.limit = min(slots(limit, sample), row.size_slots)
     row.shares = config.share_count
+    row.swap_space = max(row.size_slots - row.reservation, row.swapped)
 
 
 def fill_vm(row: Any, spec: VmSpec, composition: Composition, host: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hostsim import fault
 from hostsim.jit import kernel
-from hostsim.state import BLOCKED, GUEST_PAGING, SWAP_IN, HostState
+from hostsim.state import BLOCKED, GUEST_PAGING, N_CAUSES, SWAP_IN, HostState
 
 
 @kernel
@@ -14,9 +14,16 @@ def lose(st: HostState, v: int, cost_ns: int, cause: int) -> None:
     now = min(cost_ns, vm.left_ns)
     st.lost[v, cause] += now
     vm.left_ns -= now
-    if cost_ns > now:
-        vm.debt_ns += cost_ns - now
-        vm.cause = cause
+    st.debts[v, cause] += cost_ns - now
+
+
+@kernel
+def pay_debts(st: HostState, v: int) -> None:
+    """The VM pays for what earlier steps cost it, as far as this one reaches, cause by cause."""
+    for cause in range(N_CAUSES):
+        debt = st.debts[v, cause]
+        st.debts[v, cause] = 0
+        lose(st, v, debt, cause)
 
 
 @kernel
@@ -32,7 +39,7 @@ def settle(st: HostState, v: int, cost_ns: int) -> bool:
     cause = BLOCKED
     if cost_ns == fault.NO_IO:
         cause = SWAP_IN
-    elif cost_ns == fault.NO_GUEST_MEMORY:
+    elif cost_ns == fault.NO_GUEST_MEMORY or cost_ns == fault.NO_GUEST_IO:
         cause = GUEST_PAGING
     lose(st, v, vm.left_ns, cause)
     return False

@@ -143,8 +143,10 @@ def _page_out(st: HostState, v: int, ppn: int) -> int:
     """
     host = st.host[0]
     vm = st.vms[v]
-    if vm.guest_swapped >= vm.guest_swap or vm.disk_io_left <= 0:
+    if vm.guest_swapped >= vm.guest_swap:
         return fault.NO_GUEST_MEMORY
+    if vm.disk_io_left <= 0:
+        return fault.NO_GUEST_IO
     cost = 0
     if state_of(st, vm.base_slot + ppn) == SWAPPED:
         cost = fault.bring_in(st, v, ppn)

@@ -127,6 +127,7 @@ def _meaning_of(host: Host, v: int) -> bytes:
         words,
         st.sampled[v, : row.samples],
         st.lost[v],
+        st.debts[v],
         st.programs[row.program : row.program + row.program_len],
     ]
     return b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
@@ -221,7 +222,7 @@ def _state(packed: Mapping[str, Any], host: Host) -> HostState:
     shapes: dict[str, tuple[int | None, ...]] = {
         name: (None,) * ndim for name, (_, ndim) in ARRAYS.items()
     }
-    per_row = {"vms": (), "order": (), "lost": (8,), "class_base": (3, 5)}
+    per_row = {"vms": (), "order": (), "lost": (8,), "debts": (8,), "class_base": (3, 5)}
     shapes |= {name: (n_rows, *rest) for name, rest in per_row.items()}
     shapes |= {"sampled": (n_rows, host.config.sampling.pages), "host": (1,), "level_ms": (4,)}
     shapes |= {"refs": (n_contents,), "hints": (n_contents,)}

@@ -89,8 +89,9 @@ VM = np.dtype(
         np.int64, "vm base_slot size_slots reservation limit shares overhead overhead_due vcpus"
     )
     + _fields(np.int64, "sharing driver salt")
-    # Pages by state (slots); backed = BALLOONED pages that gave the host a frame or swap slot.
-    + _fields(np.int64, "untouched resident shared ballooned swapped backed")
+    # Pages by state (slots); backed = BALLOONED pages that gave the host a frame or swap slot;
+    # swap_space = size - reservation, or what was swapped when the reservation was raised.
+    + _fields(np.int64, "untouched resident shared ballooned swapped backed swap_space")
     # Policy: what the VM should have, what its balloon should hold.
     + _fields(np.int64, "target balloon_target balloon_max blocked touched_before gave")
     # Content: families that it draws from, and where their ranges lie on this host.
@@ -103,8 +104,8 @@ VM = np.dtype(
     # Program: rows [program, program + program_len) and the one in force.
     + _fields(np.int64, "program program_len row vm_clock repeat cycle_start_ms start_ms offset_ms")
     + _fields(np.int64, "boot_end_ns")
-    # Clocks: executed VM time, debt of a fault that outlasted its step, work left undone.
-    + _fields(np.int64, "clock_ns left_ns debt_ns cause backlog_ns on_ns touches serial")
+    # Clocks: executed VM time, what the last cost was for, work left undone.
+    + _fields(np.int64, "clock_ns left_ns cause backlog_ns on_ns touches serial")
     # Sampler.
     + _fields(np.int64, "period_start_ns samples periods")
     + _fields(np.float64, "slow fast")
@@ -128,6 +129,7 @@ class HostState:
     vms         (n_rows,) VM       a row per VM; free rows have vm -1
     order       (n_rows,) int64    rows of powered-on VMs by ascending VM id, then -1
     lost        (n_rows, 8) int64  ns lost, by cause
+    debts       (n_rows, 8) int64  ns that faults cost and that did not fit into their step
     page        (n_slots,) uint8   state bytes
     content     (n_slots,) uint32  content words
     refs        (n_contents,) int64  pages in state SHARED per content
@@ -151,6 +153,7 @@ class HostState:
     vms: Array
     order: Array
     lost: Array
+    debts: Array
     page: Array
     content: Array
     refs: Array
@@ -187,6 +190,7 @@ ARRAYS: dict[str, tuple[np.dtype[Any], int]] = {
     "vms": (VM, 1),
     "order": (INT, 1),
     "lost": (INT, 2),
+    "debts": (INT, 2),
     "page": (np.dtype(np.uint8), 1),
     "content": (np.dtype(np.uint32), 1),
     "refs": (INT, 1),
@@ -250,6 +254,15 @@ def alloc_of(st: HostState, v: int) -> int:
 
 
 @small
+def entitled(st: HostState, v: int) -> int:
+    """Slots that nobody may keep a VM from: its target, and its reservation whenever it grows.
+
+    A target is bounded by what the VM has at the time, so that it lags behind a growing VM.
+    """
+    return max(st.vms[v].target, st.vms[v].reservation)
+
+
+@small
 def shared_saved(st: HostState) -> int:
     """SHARED pages minus distinct shared frames, in slots."""
     total = 0
@@ -293,6 +306,7 @@ def empty(n_rows: int, n_samples: int) -> HostState:
         vms=vms,
         order=np.full(n_rows, -1, np.int64),
         lost=np.zeros((n_rows, N_CAUSES), np.int64),
+        debts=np.zeros((n_rows, N_CAUSES), np.int64),
         page=np.zeros(0, np.uint8),
         content=np.zeros(0, np.uint32),
         refs=np.zeros(0, np.int64),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hostsim import allocate, balloon, reclaim, sample, share, swap, workload
+from hostsim import allocate, balloon, reclaim, rng, sample, share, swap, workload
 from hostsim.jit import i64, kernel
 from hostsim.state import (
     HARD,
@@ -15,6 +15,7 @@ from hostsim.state import (
     alloc_of,
     count_vms,
     due,
+    entitled,
     shared_saved,
     slot_unit,
 )
@@ -26,11 +27,15 @@ BOOT_CPU_PERMILLE = 1000
 
 @kernel
 def step(st: HostState) -> None:
-    """One step of `dt_ms`, in the order in which the paper's parts depend on each other."""
+    """One step of `dt_ms`, in the order in which the paper's parts depend on each other.
+
+    Who is first at the free list is drawn for each step: taking turns instead starves every second
+    VM where free memory comes back every second step, as it does between HARD and LOW.
+    """
     host = st.host[0]
     first = i64(0)
     if count_vms(st) > 0:
-        first = host.tick % count_vms(st)  # nobody is always first at the free list
+        first = rng.below(rng.stream(host.seed, rng.ORDER, host.host, host.tick), 0, count_vms(st))
     host.now_ms += host.dt_ms
     refill_devices(st)
     charge_overheads(st)
@@ -137,12 +142,15 @@ def retarget(st: HostState) -> None:
         claim[i] = allocate.claim_of(vm.limit, touched[i], grown, vm.size_slots, by_touch)
         floor = vm.reservation if vm.shares == 0 else min(vm.reservation, alloc)
         shares[i], low[i] = vm.shares, min(floor, claim[i])
+        if vm.shares == 0:
+            claim[i] = low[i]
         claimed += claim[i]
     total = machine_to_divide(st)
     allocate.divide(total, host.tax_k, shares, active, low, claim, target)
     for i in range(n):
         v = st.order[i]
-        st.vms[v].target = target[i] if claimed > total else st.vms[v].limit
+        most = st.vms[v].reservation if shares[i] == 0 else st.vms[v].limit
+        st.vms[v].target = target[i] if claimed > total else most
         aim_balloon(st, v, touched[i], active[i])
 
 
@@ -162,7 +170,7 @@ def aim_balloon(st: HostState, v: int, touched: int, active: float) -> None:
         alloc = alloc_of(st, v)
         sigmas = host.deadband_sigmas
         band = allocate.deadband(alloc, active, host.tax_k, host.sample_pages, sigmas)
-        if vm.target >= touched:
+        if entitled(st, v) >= touched:
             wanted = 0
         elif host.level == HIGH and abs(wanted - vm.balloon_target) <= band:
             wanted = vm.balloon_target
@@ -171,7 +179,7 @@ def aim_balloon(st: HostState, v: int, touched: int, active: float) -> None:
 
 @kernel
 def page_out(st: HostState) -> None:
-    """Page out of the VMs above their target, by excess (ties: lower id), until free is high."""
+    """Page out what VMs have beyond their due, by excess (ties: lower id), until free is high."""
     host = st.host[0]
     n = count_vms(st)
     if n == 0:
@@ -181,7 +189,7 @@ def page_out(st: HostState) -> None:
         v = st.order[i]
         excess[i] = 0
         if reclaim.may_page(host.level, balloon.can_balloon(st, v)):
-            excess[i] = max(alloc_of(st, v) - st.vms[v].target, 0)
+            excess[i] = max(alloc_of(st, v) - entitled(st, v), 0)
             if host.level >= HARD:
                 excess[i] = max(excess[i] - st.vms[v].gave, 0)
     while host.free < host.goal and host.swap_io_left > 0:
@@ -194,12 +202,12 @@ def page_out(st: HostState) -> None:
 
 @kernel
 def block(st: HostState) -> None:
-    """LOW stops every VM above its target; a VM whose overhead is not in place cannot run."""
+    """LOW stops the VMs that have more than their due; one whose overhead is not in place waits."""
     blocks = reclaim.blocks(st.host[0].level)
     for i in range(count_vms(st)):
         v = st.order[i]
         vm = st.vms[v]
-        above = blocks and alloc_of(st, v) > vm.target
+        above = blocks and alloc_of(st, v) > entitled(st, v)
         vm.blocked = 1 if above or vm.overhead_due > 0 else 0
 
 

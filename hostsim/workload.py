@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from hostsim import guest
 from hostsim.jit import i64, kernel
-from hostsim.lost import lose, settle
+from hostsim.lost import lose, pay_debts, settle
 from hostsim.program import KEEP
 from hostsim.state import BLOCKED, CPU, SCAN_CPU, HostState, slot_unit
 from hostsim.touch import touch_window
@@ -157,9 +157,7 @@ def run(st: HostState, v: int, cpu_lost_ns: int, scan_lost_ns: int) -> None:
         lose(st, v, dt_ns, BLOCKED)
     lose(st, v, min(cpu_lost_ns, vm.left_ns), CPU)
     lose(st, v, min(scan_lost_ns, vm.left_ns), SCAN_CPU)
-    debt = min(vm.debt_ns, vm.left_ns)
-    vm.debt_ns -= debt
-    lose(st, v, debt, vm.cause)
+    pay_debts(st, v)
     if vm.left_ns > 0:
         if vm.booted == 0:
             boot(st, v)

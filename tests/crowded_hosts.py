@@ -70,7 +70,7 @@ def grown(host: Host, seconds: int) -> Host:
 def starved() -> bytes:
     """A crowded host in which every state of a page and every kind of hint occurs."""
     host = grown(crowded_host(), 20)
-    for _ in range(60):
+    for _ in range(300):
         totals = {name: int(host.state.vms[name].sum()) for name in (*STATES, "guest_swapped")}
         stale = int((host.state.stale_page >= 0).sum())
         if all(totals.values()) and stale and counter(host, "hint_frames") > stale:

@@ -123,7 +123,6 @@ def vm_numbers(vm: Vm, sample: int) -> dict[str, int]:
         "lost_driver": int(vm.driver_lost),
         "boot_end_ns": guest.boot_end_ns,
         "clock_ns": vm.clock_ns,
-        "debt_ns": vm.debt_ns,
         "backlog_ns": vm.backlog_ns,
         "on_ns": vm.on_ns,
         "touches": vm.touches,
@@ -203,6 +202,8 @@ def _vm_differences(host: Host, vm: Vm, v: int) -> Iterator[Difference]:
     yield from _numbers(name, st.vms[v], vm_numbers(vm, host.sample))
     for cause, lost_ns in zip(CAUSES, st.lost[v].tolist(), strict=True):
         yield from _unequal(f"{name} ns lost to {cause}", lost_ns, vm.lost[cause])
+    for cause, debt_ns in zip(CAUSES, st.debts[v].tolist(), strict=True):
+        yield from _unequal(f"{name} ns still due to {cause}", debt_ns, vm.debts[cause])
     yield from _unequal(f"{name} sample", st.sampled[v, : st.vms[v].samples].tolist(), vm.sampled)
     fast, twin = sample.active_fraction(st, v), active_fraction(vm)
     if abs(fast - twin) > TOLERANCE:

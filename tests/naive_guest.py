@@ -7,8 +7,10 @@ page: the driver trades, so that the guest never notices which PPN it got.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import naive_pages as pages
-from naive_machine import ZERO_PAGE, Content, Draws, NoGuestMemory, Stall
+from naive_machine import ZERO_PAGE, Content, Draws, NoGuestIo, NoGuestMemory, Stall
 from naive_state import Annotation, Esx, Guest, Use, Vm
 
 from hostsim import rng
@@ -61,17 +63,30 @@ def fault_in(esx: Esx, vm: Vm, ppn: int, free_becomes: Use) -> int:
         if vm.driver_lost:  # the guest knows of no balloon: its touch pops the page
             pages.require_frame(esx, vm)
         else:
-            cost = give_page(esx, vm) * esx.sample
-            take_back(vm, ppn)
-            # One page that the guest now uses for something else: its sample goes on.
-            vm.sampled = [ppn if number == vm.given else number for number in vm.sampled]
+            cost = trade(esx, vm, ppn)
     try:
         if vm.guest.use[ppn] is Use.FREE:
             return cost + first_use(esx, vm, ppn, free_becomes)
         return cost + page_in(esx, vm, ppn)
     except Stall:
-        vm.debt_ns += cost
+        vm.debts["guest_paging"] += cost
         raise
+
+
+def trade(esx: Esx, vm: Vm, ppn: int) -> int:
+    """The driver returns a pinned page for another, or for none if the guest has none to give."""
+    try:
+        cost = give_page(esx, vm) * esx.sample
+    except NoGuestMemory:
+        pages.require_frame(esx, vm)
+        take_back(vm, ppn)
+        esx.events["deflated"] += 1
+        return 0
+    vm.cause = "guest_paging"
+    take_back(vm, ppn)
+    # One page that the guest now uses for something else: its sample goes on.
+    vm.sampled = [ppn if number == vm.given else number for number in vm.sampled]
+    return cost
 
 
 def first_use(esx: Esx, vm: Vm, ppn: int, free_becomes: Use) -> int:
@@ -90,7 +105,7 @@ def first_use(esx: Esx, vm: Vm, ppn: int, free_becomes: Use) -> int:
 def page_in(esx: Esx, vm: Vm, ppn: int) -> int:
     guest = vm.guest
     if guest.disk_io_left <= 0:
-        raise NoGuestMemory
+        raise NoGuestIo
     cost = pages.touch(esx, vm, ppn, guest.home[ppn])
     guest.disk_io_left -= 1
     guest.away.remove(ppn)
@@ -163,8 +178,10 @@ def guest_page_out(esx: Esx, vm: Vm, ppn: int) -> int:
     """An anonymous page goes to the guest's disk; the host may first have to read it: double
     paging [P 3.1]."""
     guest = vm.guest
-    if vm.guest_swapped() >= vm.guest_swap or guest.disk_io_left <= 0:
+    if vm.guest_swapped() >= vm.guest_swap:
         raise NoGuestMemory
+    if guest.disk_io_left <= 0:
+        raise NoGuestIo
     cost = 0
     if vm.pmap[ppn] is Annotation.SWAPPED:
         cost = pages.bring_in(esx, vm, ppn)
@@ -228,9 +245,7 @@ def inflate(esx: Esx, vm: Vm, n: int) -> int:
     try:
         while done < n:
             cost = give_page(esx, vm) * esx.sample
-            if cost > 0:
-                vm.debt_ns += cost
-                vm.cause = "guest_paging"
+            vm.debts["guest_paging"] += cost
             done += 1
     except Stall:
         pass
@@ -281,5 +296,5 @@ def reset(vm: Vm) -> None:
         drift=old.drift,
         touch_credit=old.touch_credit,
     )
-    vm.debt_ns = 0
+    vm.debts = Counter()
     vm.driver_lost = True

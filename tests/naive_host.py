@@ -33,7 +33,7 @@ def step(esx: Esx) -> None:
     if esx.level >= SOFT:
         page_out(esx)
     for vm in esx.on():
-        above = esx.level == LOW and vm.alloc() > vm.target
+        above = esx.level == LOW and vm.alloc() > vm.entitled()
         vm.blocked = above or vm.overhead_due > 0
     run_guests(esx)
     if esx.config.sharing.enabled:
@@ -92,6 +92,7 @@ def retarget(esx: Esx) -> None:
         cap = policy.claimed_slots(config, vm.limit, vm.size, touched[-1], vm.touched_before)
         vm.touched_before = touched[-1]
         floor = vm.reservation if vm.shares == 0 else min(vm.reservation, alloc)
+        cap = min(floor, cap) if vm.shares == 0 else cap
         claims.append(policy.Claim(vm.shares, active[-1], min(floor, cap), cap))
     overheads = sum(len(vm.overhead) + vm.overhead_due for vm in esx.on())
     n_frames = slots(config.memory - config.reserve, esx.sample)
@@ -99,7 +100,8 @@ def retarget(esx: Esx) -> None:
     is_short = sum(claim.cap for claim in claims) > total
     targets = policy.divide(total, policy.tax_factor(config), claims)
     for vm, target, seen, used in zip(esx.on(), targets, touched, active, strict=True):
-        vm.target = target if is_short else vm.limit
+        most = vm.limit if vm.shares else vm.reservation
+        vm.target = target if is_short else most
         vm.balloon_target = balloon_target(esx, vm, seen, used)
 
 
@@ -108,7 +110,7 @@ def balloon_target(esx: Esx, vm: Vm, touched: int, active: Fraction) -> int:
     wanted = max(vm.size - max(vm.target, vm.reservation) - len(vm.swap), 0)
     wanted = min(wanted, vm.balloon_max)
     if esx.config.allocation.claim == "touched":
-        if vm.target >= touched:
+        if vm.entitled() >= touched:
             return 0
         change = wanted - vm.balloon_target
         if esx.level == policy.HIGH and policy.within_noise(esx.config, vm.alloc(), active, change):
@@ -150,7 +152,7 @@ def page_out(esx: Esx) -> None:
         can_balloon = (
             vm.has_driver and vm.guest.booted and vm.count(Annotation.BALLOONED) < (vm.balloon_max)
         )
-        above = max(vm.alloc() - vm.target, 0)
+        above = max(vm.alloc() - vm.entitled(), 0)
         if esx.level >= HARD:
             excess[vm.spec.vm] = max(above - vm.gave, 0)
         elif not can_balloon:

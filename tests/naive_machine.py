@@ -81,4 +81,8 @@ class NoIo(Stall):
 
 
 class NoGuestMemory(Stall):
-    """The guest can give up no page, or its own disk is busy."""
+    """The guest has no page to give up, or no room in its own swap space."""
+
+
+class NoGuestIo(Stall):
+    """The guest's own disk is busy for the rest of this step."""

@@ -14,11 +14,11 @@ from naive_compare import TOLERANCE, Difference
 from naive_host import active_fraction
 from naive_machine import ZERO_PAGE
 from naive_state import Esx, Vm
+from naive_workload import CAUSES
 
 Row = dict[str, Any]
 """A row by column."""
 
-CAUSES = ["swap_in", "guest_paging", "cow", "scan", "blocked", "migration", "cpu", "decompress"]
 LEVELS = ["high", "soft", "hard", "low"]
 EVENTS = {
     "zero_fills": "zero_fills",

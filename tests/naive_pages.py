@@ -121,8 +121,8 @@ def pop(vm: Vm, ppn: int) -> None:
 
 
 def require_frame(esx: Esx, vm: Vm) -> None:
-    """In LOW no VM grows beyond its target."""
-    if esx.free == 0 or (esx.level == LOW and vm.alloc() >= vm.target):
+    """In LOW no VM grows beyond what it is entitled to."""
+    if esx.free == 0 or (esx.level == LOW and vm.alloc() >= vm.entitled()):
         raise NoFrame
 
 

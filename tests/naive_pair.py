@@ -13,7 +13,7 @@ import naive_measure
 import naive_pages
 import numpy as np
 from naive_compare import Difference, Identity, differences
-from naive_machine import NoFrame, NoGuestMemory, NoIo, Stall
+from naive_machine import NoFrame, NoGuestIo, NoGuestMemory, NoIo, Stall
 from naive_state import Esx, Vm
 
 from hostsim import balloon, fault, guest, invariants, rng, share, swap, tick
@@ -24,7 +24,12 @@ from hostsim.program import Rows, from_workload
 from hostsim.spec import VmSpec
 from hostsim.units import HostId, VmId, pages
 
-STALLS = {NoFrame: fault.NO_FRAME, NoIo: fault.NO_IO, NoGuestMemory: fault.NO_GUEST_MEMORY}
+STALLS = {
+    NoFrame: fault.NO_FRAME,
+    NoIo: fault.NO_IO,
+    NoGuestMemory: fault.NO_GUEST_MEMORY,
+    NoGuestIo: fault.NO_GUEST_IO,
+}
 
 
 class DisagreeError(AssertionError):
@@ -147,9 +152,22 @@ class Pair:
 
     def step(self, n: int = 1) -> None:
         for _ in range(n):
+            within = {
+                vm.spec.vm: len(vm.swap)
+                for vm in self.twin.on()
+                if vm.overhead_due == 0 and vm.alloc() <= vm.reservation
+            }
             tick.step(self.fast.state)
             naive_host.step(self.twin)
             self.check()
+            for vm, swapped in within.items():
+                self._require_left_alone(self._vm(vm), swapped)
+
+    def _require_left_alone(self, vm: Vm, swapped: int) -> None:
+        """A VM that had at most its reservation neither stood still nor lost a page to the host."""
+        if vm.blocked or len(vm.swap) > swapped:
+            what = "blocked" if vm.blocked else "paged out"
+            raise DisagreeError(f"VM {vm.spec.vm} was {what} within its reservation")
 
     def retarget(self) -> None:
         tick.retarget(self.fast.state)

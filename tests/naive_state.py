@@ -117,7 +117,7 @@ class Vm:
     # Time, all in nanoseconds.
     clock_ns: int = 0
     left_ns: int = 0
-    debt_ns: int = 0
+    debts: Counter[str] = field(default_factory=Counter)
     cause: str = "swap_in"
     backlog_ns: int = 0
     on_ns: int = 0
@@ -149,6 +149,10 @@ class Vm:
 
     def alloc(self) -> int:
         return sum(isinstance(entry, Backed) for entry in self.pmap.values())
+
+    def entitled(self) -> int:
+        """What nobody may keep it from: its target, or a reservation it has not grown to yet."""
+        return max(self.target, self.reservation)
 
     def count(self, annotation: Annotation) -> int:
         return sum(entry is annotation for entry in self.pmap.values())
@@ -223,7 +227,8 @@ class Esx:
     def rotated(self) -> list[Vm]:
         """VMs in the order of service of this step: nobody is always first at the free list."""
         vms = self.on()
-        first = self.tick % len(vms) if vms else 0
+        draws = self.draws(rng.ORDER, self.host, self.tick)
+        first = draws.below(0, len(vms)) if vms else 0
         return vms[first:] + vms[:first]
 
     def shared_saved(self) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import naive_guest as guests
-from naive_machine import Draws, NoGuestMemory, NoIo, Stall
+from naive_machine import Draws, NoGuestIo, NoGuestMemory, NoIo, Stall
 from naive_state import Esx, Row, Vm
 
 from hostsim import rng
@@ -18,6 +18,8 @@ from hostsim import rng
 MS = 1_000_000
 HALF = 1 << 32
 BOOT_CPU_PERMILLE = 1000
+CAUSES = ("swap_in", "guest_paging", "cow", "scan", "blocked", "migration", "cpu", "decompress")
+"""Why time is lost, in the order in which debts are paid."""
 
 
 class StepOver(Exception):  # noqa: N818 - an end, not an error
@@ -51,9 +53,7 @@ def lose(vm: Vm, cost_ns: int, cause: str) -> None:
     now = min(cost_ns, vm.left_ns)
     vm.lost[cause] += now
     vm.left_ns -= now
-    if cost_ns > now:
-        vm.debt_ns += cost_ns - now
-        vm.cause = cause
+    vm.debts[cause] += cost_ns - now
 
 
 def charge(vm: Vm, cost_ns: int) -> None:
@@ -70,7 +70,7 @@ def stall(esx: Esx, vm: Vm, why: Stall) -> None:
     cause = "blocked"
     if isinstance(why, NoIo):
         cause = "swap_in"
-    elif isinstance(why, NoGuestMemory):
+    elif isinstance(why, (NoGuestMemory, NoGuestIo)):
         cause = "guest_paging"
     lose(vm, vm.left_ns, cause)
     raise StepOver from why
@@ -253,9 +253,8 @@ def run(esx: Esx, vm: Vm, cpu_lost_ns: int, scan_lost_ns: int) -> None:
         lose(vm, dt_ns, "blocked")
     lose(vm, min(cpu_lost_ns, vm.left_ns), "cpu")
     lose(vm, min(scan_lost_ns, vm.left_ns), "scan")
-    debt = min(vm.debt_ns, vm.left_ns)
-    vm.debt_ns -= debt
-    lose(vm, debt, vm.cause)
+    for cause in CAUSES:
+        lose(vm, vm.debts.pop(cause, 0), cause)
     if vm.left_ns > 0:
         if vm.guest.booted:
             work(esx, vm, dt_ns)

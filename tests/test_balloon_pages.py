@@ -13,6 +13,8 @@ from host_builders import (
     UNIQUE_CACHE,
     alloc_slots,
     counter,
+    in_slots,
+    lost_ns,
     make_host,
     make_image,
     make_phase,
@@ -146,6 +148,44 @@ def test_a_guest_whose_swap_space_is_full_refuses() -> None:
     row = row_of(host, 1)
     assert (row.guest_swapped, row.anon, ballooned(host)) == (40, N_PAGES - 40, 40)
     assert counter(host, "guest_refusals") == 2
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_a_driver_gives_way_before_its_guest_is_out_of_memory(k: int) -> None:
+    """A guest that can page nothing out uses all but what its balloon took while it was free. When
+    it wants the rest it gets it back, page by page, at no cost and for no page of its own."""
+    host = make_host(sample=k)
+    image = make_image(MIB, boot=SECOND)
+    grow = make_phase(memory=4 * MIB, active=4 * MIB)
+    power_on(host, make_spec(1, 4 * MIB, grow, image=image, guest_swap=0))
+    run_until_booted(host)
+    taken = inflate(host, in_slots(2 * MIB, k))
+    assert taken == ballooned(host) == in_slots(2 * MIB, k)
+    row_of(host, 1).balloon_target = taken
+    run(host, 2 * SECOND)
+    row = row_of(host, 1)
+    assert (ballooned(host), row.brk, row.guest_free) == (0, in_slots(4 * MIB, k), 0)
+    assert counter(host, "deflated") == taken
+    assert lost_ns(host, 1)["guest_paging"] == 0
+    before = int(row.touches)
+    run(host, 10 * SECOND)
+    assert row.touches - before == 10 * in_slots(4 * MIB, k)
+
+
+def test_a_driver_gives_way_only_where_the_host_has_a_frame() -> None:
+    host = make_host()
+    power_on(host, make_spec(1, 2 * MIB, guest_swap=0))
+    run_until_booted(host)
+    assert inflate(host, N_PAGES) == N_PAGES
+    st, ppn = host.state, 2 * N_PAGES - 1
+    assert (row_of(host, 1).guest_free, states_of(host, 1)[ppn]) == (0, BALLOONED)
+    st.host[0].free, free = 0, int(st.host[0].free)
+    assert guest.access(st, 0, ppn, 0) == fault.NO_FRAME
+    assert ballooned(host) == N_PAGES
+    st.host[0].free = free
+    assert guest.access(st, 0, ppn, 0) == 0
+    invariants.check(st)
+    assert (states_of(host, 1)[ppn], ballooned(host)) == (RESIDENT, N_PAGES - 1)
 
 
 def test_a_guests_disk_bounds_how_fast_it_pages_out() -> None:

@@ -71,6 +71,21 @@ def test_no_vm_is_squeezed_while_claims_fit() -> None:
     assert sum(sum(lost_ns(host, vm).values()) for vm in (1, 2, 3)) == 0
 
 
+@pytest.mark.parametrize("claim", ["configured", "touched"])
+def test_a8_a_vm_without_shares_lives_in_its_reservation_even_alone(claim: str) -> None:
+    """Reference 1.8: its allocation is pinned at the reservation, 8 MiB of 32, on an empty host.
+    The balloon takes the rest within its rate; the guest pages to its own disk. Exact."""
+    host = make_host(64 * MIB, allocation={"claim": claim})
+    power_on(host, busy(1, 32 * MIB, 8 * MIB, shares=0, reservation=8 * MIB))
+    run(host, 2 * MINUTE)
+    row = row_of(host, 1)
+    assert (row.target, row.ballooned) == (in_slots(8 * MIB), row.balloon_max)
+    assert row.balloon_max == in_slots(16 * MIB)  # half of its size, by the osdi02 profile
+    host.set_vm(host.vm_ids()[0], reservation=20 * MIB)
+    run(host, 2 * MINUTE)
+    assert (row.target, row.ballooned) == (in_slots(20 * MIB), in_slots(12 * MIB))
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_targets_are_limits_exactly_when_claims_fit(seed: int) -> None:
     """Demand that comes and goes on a host of 64 MiB, balanced by hand every 5 s: both cases occur

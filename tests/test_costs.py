@@ -35,7 +35,7 @@ from hostsim import balloon, fault, guest, swap
 from hostsim.config import Disk
 from hostsim.host import Host
 from hostsim.measure import CAUSES
-from hostsim.state import BALLOONED, SWAP_IN
+from hostsim.state import BALLOONED, GUEST_PAGING
 from hostsim.units import MIB
 
 NS = 10**9
@@ -165,11 +165,12 @@ def test_a_page_given_up_before_a_stall_costs_its_time_later(k: int) -> None:
     st.host[0].swap_io_left = 1 << 40
     swap_out_all(host, 1)
     row.disk_io_left = 1
-    assert guest.access(st, 0, page, 0) == fault.NO_GUEST_MEMORY
-    assert (row.debt_ns, row.cause, row.ballooned) == (100_000 * k, SWAP_IN, 10)
+    assert guest.access(st, 0, page, 0) == fault.NO_GUEST_IO
+    assert (st.debts[0, GUEST_PAGING], st.debts[0].sum()) == (100_000 * k, 100_000 * k)
+    assert row.ballooned == 10
     row.disk_io_left = 1
     assert guest.access(st, 0, page, 0) == 100_000 * k
-    assert (row.debt_ns, counter(host, "double_pagings")) == (100_000 * k, 1)
+    assert (st.debts[0].sum(), counter(host, "double_pagings")) == (100_000 * k, 1)
 
 
 # Copy-on-write

@@ -263,7 +263,7 @@ def test_a_page_is_read_back_as_it_was(cache: bool) -> None:
 def test_a_page_in_waits_for_the_guests_disk() -> None:
     host, ppn = paged_out(cache=False)
     refill_disk(host, 0)
-    assert guest.access(host.state, 0, ppn, 0) == fault.NO_GUEST_MEMORY
+    assert guest.access(host.state, 0, ppn, 0) == fault.NO_GUEST_IO
     invariants.check(host.state)
     assert states_of(host, 1)[ppn] == UNTOUCHED
 

@@ -212,9 +212,10 @@ def test_a_vm_that_is_not_on_is_named(call: Any) -> None:
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"reservation": SIZE * 4096 + 1}, "reservation of VM 1 exceeds its limit"),
-        ({"limit": 19 * 4096}, "reservation of VM 1 exceeds its limit"),
-        ({"reservation": 101 * 4096, "limit": 100 * 4096}, "exceeds its limit"),
+        ({"reservation": SIZE * 4096 + 1}, "reservation must not exceed limit"),
+        ({"limit": 19 * 4096}, "reservation must not exceed limit"),
+        ({"reservation": 101 * 4096, "limit": 100 * 4096}, "reservation must not exceed limit"),
+        ({"limit": SIZE * 4096 + 1}, "limit must not exceed memory"),
     ],
 )
 def test_a_wrong_setting_changes_nothing(values: dict[str, int], reason: str) -> None:

@@ -130,7 +130,7 @@ def test_a_bound_of_one_leaves_no_choice() -> None:
 
 
 def test_purposes_have_names_of_their_own() -> None:
-    names = (rng.TOUCH, rng.SCAN, rng.SWAP, rng.BALLOON, rng.GUEST, rng.SAMPLE, rng.DEFLATE)
+    names = (rng.TOUCH, rng.SCAN, rng.SWAP, rng.ORDER, rng.GUEST, rng.SAMPLE, rng.DEFLATE)
     assert len(set(names)) == len(names)
 
 

@@ -275,6 +275,44 @@ def test_low_blocks_exactly_the_vms_above_their_target() -> None:
     assert host.state.vms["blocked"][:3].tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("growth", [MIB // 4, 1024 * MIB])
+def test_a_reservation_is_there_whenever_the_vm_grows_into_it(growth: int) -> None:
+    """Two VMs, all of their memory reserved and all of the host's taken by them: the host ends in
+    LOW, with no frame free, and both have everything and run at full speed. Exact."""
+    host = make_host(64 * MIB)
+    busy = make_phase(active=32 * MIB, memory=32 * MIB, growth=growth)
+    options: dict[str, Any] = {"reservation": 32 * MIB, "image": make_image(MIB)}
+    power_on(host, *[make_spec(vm, 32 * MIB, busy, **options) for vm in (1, 2)])
+    for _ in range(12):
+        run(host, 15 * SECOND)
+        assert all(row_of(host, vm).blocked == 0 for vm in (1, 2))
+    assert (counter(host, "level"), counter(host, "free")) == (LOW, 0)
+    before = [int(row_of(host, vm).touches) for vm in (1, 2)]
+    run(host, 10 * SECOND)
+    assert [alloc_slots(host, vm) for vm in (1, 2)] == [32 * N_PAGES] * 2
+    after = [int(row_of(host, vm).touches) for vm in (1, 2)]
+    assert (np.array(after) - before).tolist() == [10 * 32 * N_PAGES] * 2
+    assert counter(host, "swap_outs") == 0
+
+
+def test_swap_space_keeps_what_it_held_when_the_reservation_was_raised() -> None:
+    """All of 4 MiB may be swapped and is; then 3 MiB are reserved. Nothing more is written, the
+    space shrinks to what it holds, and the invariant allows no page beyond."""
+    host = make_host()
+    power_on(host, make_spec(1, 4 * MIB, image=make_image(4 * MIB)))
+    run_until_booted(host)
+    st, row = host.state, row_of(host, 1)
+    st.host[0].swap_io_left = 1 << 40
+    assert swap.page_out_vm(st, 0, 2 * N_PAGES, 1 << 40) == 2 * N_PAGES
+    host.set_vm(host.vm_ids()[0], reservation=3 * MIB)
+    assert (row.swap_space, row.swapped) == (2 * N_PAGES, 2 * N_PAGES)
+    assert swap.page_out_vm(st, 0, 100, 1 << 40) == 0
+    invariants.check(st)
+    host.set_vm(host.vm_ids()[0], reservation=MIB)
+    assert row.swap_space == 3 * N_PAGES
+    assert swap.page_out_vm(st, 0, 2 * N_PAGES, 1 << 40) == N_PAGES
+
+
 def test_a_run_under_pressure_keeps_every_reservation() -> None:
     """Paging alone (no drivers), three guests that want twice what there is. VM 1 never loses what
     it has touched of its 30 MiB; the rest of M goes 2:1 by shares, 5147 and 2573 slots. Free memory

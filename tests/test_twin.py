@@ -95,10 +95,10 @@ def test_a_trace_falls_behind_and_catches_up() -> None:
     image = scenes.image(k, 50)
     for vm in range(2):
         assert pair.power_on(vm_spec(vm, scenes.guest(k, 100, balloon="absent"), image, rows))
-    totals = run(pair, 40)
+    totals = run(pair, 30)
     all_happened(totals, "swap_outs", "swap_ins", "stalled_touches", "lost to swap_in")
     behind = min(vm.backlog_ns for vm in pair.twin.on())
-    assert behind > 10_000_000_000
+    assert behind > 5_000_000_000
     pair.power_off(1)
     run(pair, 80)
     assert pair.twin.vms[0].backlog_ns == 0
@@ -361,7 +361,7 @@ def test_levels_fall_and_rise(reading: str, minfree: str) -> None:
     totals = run(pair, 120)
     all_happened(totals, "level 0", f"level {SOFT}", f"level {HARD}", f"level {LOW}")
     # HIGH is reached at the goal; from there on guests may use what lies above `down`.
-    assert pair.twin.level == HIGH and pair.twin.free >= limits(pair.twin).up[0]
+    assert pair.twin.level == HIGH and pair.twin.free >= limits(pair.twin).down[0]
 
 
 def test_soft_pages_only_the_vm_whose_balloon_cannot_help() -> None:

@@ -29,7 +29,7 @@ from hostsim import invariants, touch
 from hostsim.guest_config import Phase, Workload
 from hostsim.host import Host
 from hostsim.program import KEEP, LOCALITIES, Rows, from_workload
-from hostsim.state import ACCESSED, Array
+from hostsim.state import ACCESSED, COW, SWAP_IN, Array
 from hostsim.units import MIB, PAGE_SIZE
 
 N_PAGES = MIB // PAGE_SIZE
@@ -243,7 +243,7 @@ def test_a_trace_runs_on_the_wall_clock_from_power_on() -> None:
     power_on(host, make_spec(1, 4 * MIB, rows, image=make_image(4 * MIB)))
     run(host, 3 * SECOND)
     assert (row_of(host, 1).booted, row_of(host, 1).active) == (1, N_PAGES)
-    row_of(host, 1).debt_ns = 2_500_000_000
+    host.state.debts[0, SWAP_IN] = 2_500_000_000
     assert active_of(host, 8) == [1, 1, 2, 2, 3, 3, 3, 3]
 
 
@@ -295,7 +295,7 @@ def test_phases_wait_for_a_guest_that_loses_time() -> None:
     """Three seconds lost: the change of phase comes three seconds later, and the work with it."""
     undisturbed = active_of(working_host(phases((6, 1), (9, 2))), 12)
     host = working_host(phases((6, 1), (9, 2)))
-    row_of(host, 1).debt_ns = 3 * NS_PER_S
+    host.state.debts[0, SWAP_IN] = 3 * NS_PER_S
     assert active_of(host, 12)[3:] == undisturbed[:9]
     assert 4 <= undisturbed.index(2) <= 6
 
@@ -305,9 +305,10 @@ def test_a_guests_clock_is_powered_on_time_less_time_lost() -> None:
     host.measure()
     row = row_of(host, 1)
     before = int(row.clock_ns)
-    row.debt_ns, row.cause = 3_456_789_012, 0
+    host.state.debts[0, [SWAP_IN, COW]] = 3_456_789_000, 12
     run(host, 20 * SECOND)
     assert row.on_ns == 20 * NS_PER_S
+    assert host.state.lost[0, [SWAP_IN, COW]].tolist() == [3_456_789_000, 12]
     assert host.state.lost[0].sum() == 3_456_789_012
     assert row.clock_ns - before == 20 * NS_PER_S - 3_456_789_012
 
@@ -316,7 +317,7 @@ def test_half_a_step_lost_is_half_the_touches_lost() -> None:
     """On the VM's own clock the work of lost time comes when the clock gets there."""
     host = working_host(make_phase(active=200 * PAGE_SIZE))
     host.measure()
-    row_of(host, 1).debt_ns = NS_PER_S // 2
+    host.state.debts[0, SWAP_IN] = NS_PER_S // 2
     run(host, SECOND)
     assert row_of(host, 1).touches == 100
     run(host, SECOND)
@@ -328,7 +329,7 @@ def test_a_trace_works_off_what_it_missed_one_step_at_a_time() -> None:
     host = working_host(make_rows((1000, KEEP, 200 * PAGE_SIZE)))
     host.measure()
     row = row_of(host, 1)
-    row.debt_ns = 5 * NS_PER_S
+    host.state.debts[0, SWAP_IN] = 5 * NS_PER_S
     done, backlog = [0], []
     for _ in range(12):
         run(host, SECOND)
