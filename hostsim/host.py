@@ -32,6 +32,7 @@ from hostsim.state import (
     count_vms,
     empty,
     state_of,
+    window_space,
 )
 from hostsim.units import MIB, HostId, VmId, pages
 
@@ -232,7 +233,7 @@ class Host:
             page=np.concatenate([st.page, np.zeros(n, np.uint8)]),
             content=np.concatenate([st.content, np.zeros(n, np.uint32)]),
             programs=programs,
-            loud=np.zeros(max(n, len(st.loud)), np.uint8),
+            **window_space(max(n, len(st.loud))),
         )
 
     def _change_ranges(self, ranges: Ranges) -> None:

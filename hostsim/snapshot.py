@@ -46,11 +46,13 @@ from hostsim.state import (
     Array,
     HostState,
     empty,
+    window_space,
 )
 from hostsim.units import HostId, VmId
 
 KIND = "host"
-DERIVED = ("kinds", "ranks", "class_counts", "periods", "scratch", "active", "loud")
+WINDOW_SPACE = ("loud", "heard", "heard_at", "n_heard", "powers")
+DERIVED = ("kinds", "ranks", "class_counts", "periods", "scratch", "active", *WINDOW_SPACE)
 """Arrays that follow from the rest, or hold nothing between two calls."""
 POSITIONS = (
     *("base_slot", "program", "pattern"),
@@ -237,8 +239,9 @@ def _state(packed: Mapping[str, Any], host: Host) -> HostState:
         rows = [getattr(layout, name) for layout in layouts]
         arrays[name] = np.stack(rows) if rows else getattr(blank, name)
     sizes = arrays["vms"]["size_slots"]
-    loud = np.zeros(min(max(sizes.max(initial=0), 0), len(arrays["page"])), np.uint8)
-    return HostState(**arrays, scratch=blank.scratch, active=blank.active, loud=loud)
+    arrays |= {name: getattr(blank, name) for name in DERIVED if name not in arrays}
+    arrays |= window_space(min(max(sizes.max(initial=0), 0), len(arrays["page"])))
+    return HostState(**arrays)
 
 
 def _require_sound(host: Host) -> None:

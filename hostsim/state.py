@@ -145,7 +145,11 @@ class HostState:
     programs    (n_program_rows,) ROW  workloads, in slots
     scratch     (5, n_rows) int64  working space of one call, as kernels allocate nothing
     active      (n_rows,) float64  the same
-    loud        (n_loud,) uint8    the same: pages of one VM's active window, see `workload`
+    loud        (n_loud,) uint8    the same: loudness by place in one VM's active window, see `loud`
+    heard       (2, n_loud) int32  the same: places that any touch changes, that a write changes
+    heard_at    (n_loud,) int32    the same: where in its list a place is
+    n_heard     (2,) int64         the same: lengths of the lists
+    powers      (64,) float64      the same
     """
 
     host: Array
@@ -170,6 +174,10 @@ class HostState:
     scratch: Array
     active: Array
     loud: Array
+    heard: Array
+    heard_at: Array
+    n_heard: Array
+    powers: Array
     table: Array = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -207,6 +215,10 @@ ARRAYS: dict[str, tuple[np.dtype[Any], int]] = {
     "scratch": (INT, 2),
     "active": (np.dtype(np.float64), 1),
     "loud": (np.dtype(np.uint8), 1),
+    "heard": (np.dtype(np.int32), 2),
+    "heard_at": (np.dtype(np.int32), 1),
+    "n_heard": (INT, 1),
+    "powers": (np.dtype(np.float64), 1),
 }
 """Fields of HostState with dtype and number of dimensions."""
 
@@ -322,5 +334,16 @@ def empty(n_rows: int, n_samples: int) -> HostState:
         programs=np.zeros(0, ROW).view(np.recarray),
         scratch=np.zeros((5, n_rows), np.int64),
         active=np.zeros(n_rows, np.float64),
-        loud=np.zeros(0, np.uint8),
+        **window_space(0),
+        n_heard=np.zeros(2, np.int64),
+        powers=np.zeros(64, np.float64),
     )
+
+
+def window_space(n: int) -> dict[str, Array]:
+    """Working space for active windows of up to `n` pages."""
+    return {
+        "loud": np.zeros(n, np.uint8),
+        "heard": np.zeros((2, n), np.int32),
+        "heard_at": np.zeros(n, np.int32),
+    }

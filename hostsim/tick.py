@@ -27,15 +27,9 @@ BOOT_CPU_PERMILLE = 1000
 
 @kernel
 def step(st: HostState) -> None:
-    """One step of `dt_ms`, in the order in which the paper's parts depend on each other.
-
-    Who is first at the free list is drawn for each step: taking turns instead starves every second
-    VM where free memory comes back every second step, as it does between HARD and LOW.
-    """
+    """One step of `dt_ms`, in the order in which the paper's parts depend on each other."""
     host = st.host[0]
-    first = i64(0)
-    if count_vms(st) > 0:
-        first = rng.below(rng.stream(host.seed, rng.ORDER, host.host, host.tick), 0, count_vms(st))
+    first = draw_first(st)
     host.now_ms += host.dt_ms
     refill_devices(st)
     charge_overheads(st)
@@ -70,6 +64,18 @@ def advance(st: HostState, n_steps: int, changes: Array) -> int:
             changes[n_changes, 3] = st.host[0].level_free
             n_changes += 1
     return n_changes
+
+
+@kernel
+def draw_first(st: HostState) -> int:
+    """Position in the order of VMs of who is first at the free list in this step.
+
+    Taking turns instead starves every second VM where free memory comes back every second step, as
+    it does between HARD and LOW.
+    """
+    host = st.host[0]
+    n = count_vms(st)
+    return rng.below(rng.stream(host.seed, rng.ORDER, host.host, host.tick), 0, n)
 
 
 @kernel

@@ -1,7 +1,8 @@
-"""A guest touches its active window: nearly all touches change nothing, and are told apart cheaply.
+"""A guest touches its active window. Nearly all touches change nothing, and are not made.
 
-Every touch is drawn, so a plain loop over pages sees the same ones; but first the loudness of each
-page of the window is noted, and a touch of a quiet page ends there.
+Where touches are uniform, how many quiet ones come before the next loud one is drawn from its
+geometric distribution, and then which loud page it is: the outcome is distributed exactly as if
+every touch were made (tests/test_thinning.py). A sweep or Zipf locality looks at every touch.
 """
 
 from __future__ import annotations
@@ -11,86 +12,16 @@ import numpy as np
 from hostsim import guest, rng
 from hostsim.jit import i64, kernel, small
 from hostsim.lost import settle
-from hostsim.program import SWEEP, UNIFORM, ZIPF
-from hostsim.state import (
-    ACCESSED,
-    ANON,
-    HINT,
-    RESIDENT,
-    SHARED,
-    STALE,
-    STATE,
-    UNIQUE,
-    USE_SHIFT,
-    Array,
-    HostState,
-)
+from hostsim.loud import ANY, LOUD, WRITE, listen, listen_again
+from hostsim.program import SWEEP, UNIFORM
+from hostsim.state import HostState
 
 _LOW_32 = np.uint64(0xFFFFFFFF)
 _SHIFT_32 = np.uint64(32)
+_SHIFT_11 = np.uint64(11)
 _WEYL = np.uint64(0x9E3779B97F4A7C15)
 _PERMILLE = np.uint64(1000)
-
-BLOCK = 64
-"""Touches that are looked at together."""
-LOUD = 2
-"""Loudness of a page at which a touch may change something; a write adds 1 to the page's own."""
-
-
-@small
-def loudness(byte: int, word: int) -> int:
-    """Whether a touch of a page with this state byte and content word changes anything.
-
-    Not (0) where the page is in memory and marked as accessed already, and not written, or written
-    over content that is unique already, with no hint or a stale one. 1: a write may; 2 or 3: any
-    touch. Without branches, so that compilers turn a loop over pages into vector code.
-    """
-    state = byte & STATE
-    is_known = (byte & ACCESSED != 0) & (byte >= 1 << USE_SHIFT)  # the lowest use is FREE
-    in_memory = (state == RESIDENT) | (state == SHARED)
-    is_told = (byte & HINT == 0) | (word & STALE != 0)
-    is_own = (state == RESIDENT) & (word & UNIQUE != 0) & is_told
-    keeps_writes = (byte >> USE_SHIFT != ANON) | is_own
-    return 3 - 2 * i64(is_known & in_memory) - i64(keeps_writes)
-
-
-@kernel
-def listen(st: HostState, v: int) -> None:
-    """Note the loudness of every page of the active window.
-
-    One pass in order is much cheaper than to look each random page up in its turn: touches of
-    quiet pages, nearly all of them, then read this map alone, which the nearest cache holds.
-    """
-    vm = st.vms[v]
-    loud, first = st.loud, vm.base_slot + vm.kernel
-    done = min(vm.active, vm.span - vm.window)
-    start = first + vm.window
-    page, content = st.page[start : start + done], st.content[start : start + done]
-    for i in range(done):
-        loud[i] = loudness(i64(page[i]), i64(content[i]))
-    rest = vm.active - done
-    page, content = st.page[first : first + rest], st.content[first : first + rest]
-    for i in range(rest):
-        loud[done + i] = loudness(i64(page[i]), i64(content[i]))
-    # A touch beyond the memory in use extends it, whatever it finds there.
-    for i in range(max(vm.brk - vm.kernel - vm.window, 0), done):
-        loud[i] = LOUD
-    for i in range(max(vm.brk - vm.kernel, 0), rest):
-        loud[done + i] = LOUD
-
-
-@kernel
-def listen_again(st: HostState, v: int, ppn: int) -> None:
-    """Note the loudness of one page, if it lies in the active window."""
-    vm = st.vms[v]
-    if not vm.kernel <= ppn < vm.kernel + vm.span:
-        return
-    offset = ppn - vm.kernel - vm.window
-    if offset < 0:
-        offset += vm.span
-    if offset < vm.active:
-        slot = vm.base_slot + ppn
-        st.loud[offset] = loudness(i64(st.page[slot]), i64(st.content[slot]))
+_UNIT = 2.0**-53
 
 
 @small
@@ -114,27 +45,125 @@ def zipf_rank(word: np.uint64, n: int) -> int:
 
 
 @small
-def is_write_of(word: np.uint64, write_bound: np.uint64) -> np.uint64:
-    """1 when the low half of a touch's word says that it writes."""
-    return np.uint64((((word & _LOW_32) * _PERMILLE) >> _SHIFT_32) < write_bound)
+def is_write_of(word: np.uint64, writes: int) -> int:
+    """1 when the low half of a touch's word says that it writes, `writes` permille of the time."""
+    return i64((((word & _LOW_32) * _PERMILLE) >> _SHIFT_32) < np.uint64(writes))
 
 
 @small
-def offset_of(word: np.uint64, active: np.uint64) -> np.uint64:
-    """Place in the window, uniform, from the high half of a touch's word."""
-    return ((word >> _SHIFT_32) * (active & _LOW_32)) >> _SHIFT_32
+def place_of(word: np.uint64, n: int) -> int:
+    """One of `n` places, uniform, from the high half of a touch's word."""
+    return i64(((word >> _SHIFT_32) * np.uint64(n)) >> _SHIFT_32)
+
+
+@small
+def unit_of(word: np.uint64) -> float:
+    """Uniform in [0, 1), 53 bits."""
+    return np.float64(word >> _SHIFT_11) * _UNIT
 
 
 @kernel
-def are_quiet(loud: Array, key: np.uint64, done: int, active: int, writes: int) -> bool:
-    """Whether the next BLOCK uniform touches change nothing. Without branches, for vector code."""
-    n, write_bound = np.uint64(active), np.uint64(writes)
-    word = key + np.uint64(done) * _WEYL
-    heard = np.uint64(0)
-    for i in range(BLOCK):
-        mixed = rng.mix(word + np.uint64(i) * _WEYL)
-        heard |= np.uint64(loud[offset_of(mixed, n)]) + is_write_of(mixed, write_bound)
-    return bool(heard < np.uint64(LOUD))  # ones joined by OR stay below it
+def quiet_before(st: HostState, quiet: float, draw: float, most: int) -> int:
+    """Quiet touches before the next loud one, `most` if all of so many are quiet.
+
+    quiet: probability that a touch is. The number g has P(G >= g) = quiet ** g, so it is the
+    largest g with draw < quiet ** g, found by doubling and bisection: no logarithm, whose last bits
+    differ between machines.
+    """
+    if draw >= quiet:
+        return i64(0)
+    powers = st.powers
+    powers[0] = quiet
+    n = 0
+    while (2 << n) <= most and draw < powers[n] * powers[n]:
+        powers[n + 1] = powers[n] * powers[n]
+        n += 1
+    g, reached = i64(0), 1.0
+    for i in range(n, -1, -1):
+        if draw < reached * powers[i]:
+            reached *= powers[i]
+            g += i64(1) << i
+    return min(g, most)
+
+
+@kernel
+def make(st: HostState, v: int, offset: int, is_write: int) -> tuple[bool, bool]:
+    """Touch one page of the window. Whether it was done, and whether the step goes on."""
+    vm = st.vms[v]
+    offset += vm.window
+    if offset >= vm.span:
+        offset -= vm.span
+    ppn = vm.kernel + offset
+    cost = guest.access(st, v, ppn, is_write)
+    if cost >= 0 and ppn >= vm.brk:
+        vm.brk = min(ppn + 1, vm.size_slots)
+    listen_again(st, v, ppn)
+    listen_again(st, v, vm.given)
+    going = settle(st, v, cost)
+    return cost >= 0, going
+
+
+@kernel
+def touch_uniform(st: HostState, v: int, n: int, touch_ns: int, writes: int) -> int:
+    """`n` touches of random pages of the window, `touch_ns` apart. Returns how many were done."""
+    vm = st.vms[v]
+    key = rng.stream(st.host[0].seed, rng.TOUCH, vm.vm, st.host[0].tick)
+    total = np.float64(1000 * vm.active)
+    done = i64(0)
+    draw = np.uint64(0)
+    while True:
+        most = min(n - done, vm.left_ns // max(touch_ns, 1))
+        by_any = np.float64(1000 * st.n_heard[ANY])
+        loud = by_any + np.float64(writes * st.n_heard[WRITE])
+        quiet = most
+        if loud > 0.0:
+            first = unit_of(rng.mix(key + draw * _WEYL))
+            quiet = quiet_before(st, (total - loud) / total, first, most)
+        done += quiet
+        vm.left_ns -= quiet * touch_ns
+        if quiet == most:
+            return done
+        second = unit_of(rng.mix(key + (draw + np.uint64(1)) * _WEYL))
+        third = rng.mix(key + (draw + np.uint64(2)) * _WEYL)
+        draw += np.uint64(3)
+        which = ANY if second * loud < by_any else WRITE
+        offset = i64(st.heard[which, place_of(third, st.n_heard[which])])
+        is_write = is_write_of(third, writes) if which == ANY else i64(1)
+        vm.left_ns -= touch_ns
+        is_done, going = make(st, v, offset, is_write)
+        done += is_done
+        if not going:
+            return done
+
+
+@kernel
+def touch_in_order(st: HostState, v: int, n: int, touch_ns: int, writes: int, locality: int) -> int:
+    """`n` touches by sweep or Zipf, each looked at. Returns how many were done."""
+    vm = st.vms[v]
+    key = rng.stream(st.host[0].seed, rng.TOUCH, vm.vm, st.host[0].tick)
+    loud, active, sweep = st.loud, vm.active, vm.sweep
+    left, done = vm.left_ns, i64(0)
+    while done < n and left >= touch_ns:
+        word = rng.mix(key + np.uint64(done) * _WEYL)
+        is_write = is_write_of(word, writes)
+        if locality == SWEEP:
+            offset = sweep + done
+            offset -= offset // active * active
+        else:
+            # A second word: the rank's two halves must not reuse the bits of the write draw.
+            offset = active - 1 - zipf_rank(rng.mix(word + _WEYL), active)
+        left -= touch_ns
+        if loud[offset] + is_write >= LOUD:
+            vm.left_ns = left
+            is_done, going = make(st, v, offset, is_write)
+            left = vm.left_ns
+            done += is_done
+            if not going:
+                break
+        else:
+            done += 1
+    vm.left_ns = left
+    return done
 
 
 @kernel
@@ -142,52 +171,9 @@ def touch_window(st: HostState, v: int, n: int, touch_ns: int, writes: int, loca
     """Touch `n` pages of the active window, `touch_ns` apart. Returns how many were done."""
     vm = st.vms[v]
     listen(st, v)
-    key = rng.stream(st.host[0].seed, rng.TOUCH, vm.vm, st.host[0].tick)
-    loud = st.loud
-    size, span, active = vm.size_slots, vm.span, vm.active
-    first, window, sweep = vm.kernel, vm.window, vm.sweep
-    write_bound = np.uint64(writes)
-    is_uniform = locality == UNIFORM
-    done, single = 0, 0
-    left = vm.left_ns
-    while done < n and left >= touch_ns:
-        if single == 0 and is_uniform and n - done >= BLOCK and left >= BLOCK * touch_ns:
-            if are_quiet(loud, key, done, active, writes):
-                left -= BLOCK * touch_ns
-                done += BLOCK
-                continue
-            single = BLOCK
-        single = max(single - 1, 0)
-        word = rng.mix(key + np.uint64(done) * _WEYL)
-        is_write = i64(is_write_of(word, write_bound))
-        if locality == SWEEP:
-            offset = sweep + done
-            offset -= offset // active * active
-        elif locality == ZIPF:
-            # A second word: the rank's two halves must not reuse the bits of the write draw.
-            offset = active - 1 - zipf_rank(rng.mix(word + _WEYL), active)
-        else:
-            offset = i64(offset_of(word, np.uint64(active)))
-        left -= touch_ns
-        if loud[offset] + is_write >= LOUD:
-            offset += window
-            if offset >= span:
-                offset -= span
-            ppn = first + offset
-            vm.left_ns = left
-            cost = guest.access(st, v, ppn, is_write)
-            if cost >= 0 and ppn >= vm.brk:
-                vm.brk = min(ppn + 1, size)
-            listen_again(st, v, ppn)
-            listen_again(st, v, vm.given)
-            going = settle(st, v, cost)
-            left = vm.left_ns
-            if cost < 0:
-                break
-            if not going:
-                done += 1
-                break
-        done += 1
-    vm.left_ns = left
-    vm.sweep = (sweep + done) % active
+    if locality == UNIFORM:
+        done = touch_uniform(st, v, n, touch_ns, writes)
+    else:
+        done = touch_in_order(st, v, n, touch_ns, writes, locality)
+    vm.sweep = (vm.sweep + done) % vm.active
     return done

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from hostsim import invariants
+from hostsim import invariants, snapshot
 from hostsim.config import Disk, HostConfig, VmConfig
 from hostsim.guest_config import ContentMix, ContentTable, GuestImage, Phase, Workload
 from hostsim.host import Host
@@ -215,8 +215,8 @@ def order_of(host: Host) -> list[int]:
 
 def arrays_of(state: HostState) -> dict[str, bytes]:
     """Every array of a host, byte for byte, but for working space: equal hosts have equal ones."""
-    skipped = ("scratch", "active", "loud")
-    names = [name for name in state.__dataclass_fields__ if name not in (*skipped, "table")]
+    skipped = ("scratch", "active", *snapshot.WINDOW_SPACE, "table")
+    names = [name for name in state.__dataclass_fields__ if name not in skipped]
     return {name: getattr(state, name).tobytes() for name in names}
 
 

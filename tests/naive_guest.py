@@ -210,15 +210,15 @@ def find_idle(vm: Vm, draws: Draws) -> int | None:
     idle = guest.span - guest.active
     if idle <= 0:
         return None
-    seen = []
+    anonymous = None
     for look in range(GUEST_LOOKS):
         offset = guest.window + guest.active + draws.below(GUEST_LOOKS + look, idle)
-        seen.append(guest.kernel + offset % guest.span)
-    for use in (Use.CACHE, Use.ANON):
-        for ppn in seen:
-            if holds_data(vm, ppn, use):
-                return ppn
-    return None
+        ppn = guest.kernel + offset % guest.span
+        if holds_data(vm, ppn, Use.CACHE):
+            return ppn
+        if anonymous is None and holds_data(vm, ppn, Use.ANON):
+            anonymous = ppn
+    return anonymous
 
 
 def find_use(vm: Vm, use: Use, draws: Draws) -> int:

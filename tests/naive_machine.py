@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-import numpy as np
-
-from hostsim import rng
-
+WORD = (1 << 64) - 1
 Content = bytes
 ZERO_PAGE: Content = bytes(16)
 
@@ -60,12 +57,14 @@ class Draws:
     key: int
 
     def below(self, index: int, bound: int) -> int:
-        return int(rng.below(np.uint64(self.key), index, bound))
+        return (self.word(index) >> 32) * bound >> 32
 
     def word(self, index: int) -> int:
-        """Draw `index` as 64 bits."""
-        weyl = 0x9E3779B97F4A7C15
-        return int(rng.mix(np.uint64((self.key + index * weyl) % (1 << 64))))
+        """Draw `index` as 64 bits: SplitMix64."""
+        word = (self.key + index * 0x9E3779B97F4A7C15) & WORD
+        word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 & WORD
+        word = (word ^ word >> 27) * 0x94D049BB133111EB & WORD
+        return word ^ word >> 31
 
 
 class Stall(Exception):  # noqa: N818 - not an error: the guest tries the touch again later

@@ -12,9 +12,9 @@ from typing import Any
 
 from naive_compare import TOLERANCE, Difference
 from naive_host import active_fraction
+from naive_lost import CAUSES
 from naive_machine import ZERO_PAGE
 from naive_state import Esx, Vm
-from naive_workload import CAUSES
 
 Row = dict[str, Any]
 """A row by column."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 from fractions import Fraction
 
 import naive_guest as guests
-from naive_machine import Draws, NoGuestIo, NoGuestMemory, NoIo, Stall
+import naive_touch
+from naive_lost import CAUSES, StepOver, charge, lose, stall
+from naive_machine import Draws, Stall
 from naive_state import Esx, Row, Vm
 
 from hostsim import rng
@@ -18,12 +20,6 @@ from hostsim import rng
 MS = 1_000_000
 HALF = 1 << 32
 BOOT_CPU_PERMILLE = 1000
-CAUSES = ("swap_in", "guest_paging", "cow", "scan", "blocked", "migration", "cpu", "decompress")
-"""Why time is lost, in the order in which debts are paid."""
-
-
-class StepOver(Exception):  # noqa: N818 - an end, not an error
-    """No time is left in this step."""
 
 
 def row_in_force(esx: Esx, vm: Vm) -> Row:
@@ -44,36 +40,6 @@ def cpu_demand(esx: Esx, vm: Vm) -> int:
     if not vm.guest.booted:
         return BOOT_CPU_PERMILLE
     return row_in_force(esx, vm).cpu_permille * vm.spec.config.vcpus
-
-
-# Time
-
-
-def lose(vm: Vm, cost_ns: int, cause: str) -> None:
-    now = min(cost_ns, vm.left_ns)
-    vm.lost[cause] += now
-    vm.left_ns -= now
-    vm.debts[cause] += cost_ns - now
-
-
-def charge(vm: Vm, cost_ns: int) -> None:
-    """The touch is done. The step ends when it took the rest of it."""
-    if cost_ns > 0:
-        lose(vm, cost_ns, vm.cause)
-    if vm.left_ns == 0:
-        raise StepOver
-
-
-def stall(esx: Esx, vm: Vm, why: Stall) -> None:
-    """The touch is not done: the guest waits for the rest of the step."""
-    esx.events["stalled_touches"] += 1
-    cause = "blocked"
-    if isinstance(why, NoIo):
-        cause = "swap_in"
-    elif isinstance(why, (NoGuestMemory, NoGuestIo)):
-        cause = "guest_paging"
-    lose(vm, vm.left_ns, cause)
-    raise StepOver from why
 
 
 # Boot
@@ -192,26 +158,17 @@ def touch_active_set(esx: Esx, vm: Vm, row: Row, dt_ns: int) -> None:
 
 def touch_pages(esx: Esx, vm: Vm, row: Row, n: int, touch_ns: int) -> int:
     """Touch `n` pages of the active set, `touch_ns` apart, while time lasts. How many were."""
+    if row.locality == "uniform":
+        return naive_touch.touch_uniformly(esx, vm, row.writes_permille, n, touch_ns)
     draws = esx.draws(rng.TOUCH, vm.spec.vm, esx.tick)
     for done in range(n):
         if vm.left_ns < touch_ns:
             return done
-        vm.left_ns -= touch_ns
         offset = choose_offset(vm, row, draws, done)
         is_write = draws.word(done) % HALF * 1000 // HALF < row.writes_permille
-        ppn = vm.guest.kernel + (vm.guest.window + offset) % vm.guest.span
-        try:
-            cost = guests.access(esx, vm, ppn, is_write)
-        except Stall as why:
-            try:
-                stall(esx, vm, why)
-            except StepOver:
-                return done
-        vm.guest.brk = max(vm.guest.brk, ppn + 1)
-        try:
-            charge(vm, cost)
-        except StepOver:
-            return done + 1
+        is_done, goes_on = naive_touch.touch(esx, vm, offset, is_write, touch_ns)
+        if not goes_on:
+            return done + is_done
     return n
 
 
@@ -220,9 +177,8 @@ def choose_offset(vm: Vm, row: Row, draws: Draws, i: int) -> int:
     active = vm.guest.active
     if row.locality == "sweep":
         return (vm.guest.sweep + i) % active
-    if row.locality == "zipf":  # the page used last is the most popular
-        return active - 1 - zipf_rank(Draws(draws.word(i)).word(1), active)
-    return draws.below(i, active)
+    # Zipf: the page used last is the most popular
+    return active - 1 - zipf_rank(Draws(draws.word(i)).word(1), active)
 
 
 def zipf_rank(word: int, n: int) -> int:

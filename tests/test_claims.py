@@ -155,17 +155,20 @@ def travel(host: Host, n_balances: int) -> tuple[int, float]:
 
 @pytest.mark.parametrize("actives", [(10, 10, 10, 10), (24, 12, 6, 3)])
 def test_balloons_do_not_follow_the_noise_of_sampling(actives: tuple[int, ...]) -> None:
-    """Four VMs of 32 MiB on 96 MiB, constant demand, tau = 0.75. From minute 10 to 30 (320 VM
-    balances) at most 2.3 % of the balances move a balloon by 1 % of its size: what two standard
-    errors let through, once per sampling period of two balances. Without the deadband the balloons
-    travel four times as far, and over half a VM."""
+    """Four VMs of 32 MiB on 96 MiB, constant demand, tau = 0.75, six seeds. From minute 10 to 30
+    (320 VM balances) at most 2.3 % of the balances move a balloon by 1 % of its size: what two
+    standard errors let through, once per sampling period of two balances. Without the deadband the
+    balloons travel four times as far, and over half a VM, on the mean."""
     found = {}
     for sigmas in (2, 0):
-        host = make_host(96 * MIB, allocation={"deadband_sigmas": sigmas})
-        power_on(host, *[busy(vm, 32 * MIB, mb * MIB) for vm, mb in enumerate(actives)])
-        run(host, 10 * MINUTE)
-        found[sigmas] = travel(host, 80)
-        assert counter(host, "level") == 0
+        runs = []
+        for seed in range(1, 7):
+            host = make_host(96 * MIB, seed=seed, allocation={"deadband_sigmas": sigmas})
+            power_on(host, *[busy(vm, 32 * MIB, mb * MIB) for vm, mb in enumerate(actives)])
+            run(host, 10 * MINUTE)
+            runs.append(travel(host, 80))
+            assert counter(host, "level") == 0
+        found[sigmas] = np.mean(runs, axis=0)
     assert found[2][0] <= 0.023 * 320
     assert found[0][1] >= max(4 * found[2][1], 0.5)
 

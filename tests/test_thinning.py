@@ -1,9 +1,10 @@
 """Touches that change nothing are skipped: a host that makes every one of them is not different.
 
 Reads of resident private pages and unique-to-unique writes may be thinned away as long as the
-distribution of everything observable stays exact (design section 4). Here it is the very outcome
-that stays: a slow guest, which asks the memory manager about each touch, draws the same pages, and
-afterwards each array of the two hosts is equal, but for the serial numbers of unique contents.
+distribution of everything observable stays exact. A slow guest makes each touch and asks the memory
+manager about it. Where touches go in order (sweep, Zipf) it draws the same pages, so that each
+array of the two hosts is equal afterwards, but for the serial numbers of unique contents. Where
+they are uniform, the two agree in distribution: in means, in variances, and page by page.
 """
 
 from __future__ import annotations
@@ -22,16 +23,20 @@ from host_builders import (
     make_rows,
     make_spec,
     power_on,
+    row_index,
     row_of,
     run,
 )
+from hypothesis import given
+from hypothesis import strategies as st
+from naive_machine import Draws
 
-from hostsim import guest, invariants, rng, tick, touch, workload
+from hostsim import balloon, guest, invariants, rng, share, swap, tick, touch, workload
 from hostsim.config import Disk
 from hostsim.guest_config import ContentMix, ContentTable
 from hostsim.host import Host
-from hostsim.program import KEEP, LOCALITIES, SWEEP, ZIPF
-from hostsim.state import INDEX, UNIQUE, HostState
+from hostsim.program import KEEP, SWEEP, UNIFORM, ZIPF
+from hostsim.state import ACCESSED, INDEX, RESIDENT, SHARED, STATE, UNIQUE, HostState, empty
 from hostsim.units import MIB
 
 CONTENT = ContentTable(
@@ -39,24 +44,27 @@ CONTENT = ContentTable(
     cache=ContentMix(image=150, unique=150),
     anon=ContentMix(zero=100, image=200, duplicate=50, unique=300),
 )
-_WEYL = 0x9E3779B97F4A7C15
-_WORD = (1 << 64) - 1
+STATEFUL = (
+    *("host", "vms", "lost", "debts", "page", "content", "refs", "hints", "sampled"),
+    *("stale_page", "stale_at"),
+)
+"""Arrays that a touch may change."""
+SECOND_NS = 1_000_000_000
 
 
 def touch_all(st: HostState, v: int, n: int, touch_ns: int, writes: int, locality: int) -> int:
     """`workload.touch_window` without thinning, in Python: every touch is made."""
     vm = st.vms[v]
-    mix = rng.mix.py_func  # type: ignore[attr-defined]
-    key = int(rng.stream(st.host[0].seed, rng.TOUCH, vm.vm, st.host[0].tick))
+    draws = Draws(int(rng.stream(st.host[0].seed, rng.TOUCH, vm.vm, st.host[0].tick)))
     active, window, span = int(vm.active), int(vm.window), int(vm.span)
     done = 0
     while done < n and vm.left_ns >= touch_ns:
-        word = int(mix(np.uint64((key + done * _WEYL) & _WORD)))
+        word = draws.word(done)
         is_write = int(((word & 0xFFFFFFFF) * 1000 >> 32) < writes)
         if locality == SWEEP:
             offset = (int(vm.sweep) + done) % active
         elif locality == ZIPF:
-            second = mix(np.uint64((word + _WEYL) & _WORD))
+            second = Draws(word).word(1)
             offset = active - 1 - int(touch.zipf_rank(np.uint64(second), active))
         else:
             offset = (word >> 32) * active >> 32
@@ -75,6 +83,7 @@ def touch_all(st: HostState, v: int, n: int, touch_ns: int, writes: int, localit
 
 def step_unthinned(monkeypatch: pytest.MonkeyPatch) -> Callable[[HostState], None]:
     """The pipeline's step, as Python down to the guests' touches, with `touch_all` in it."""
+    run(make_host(), SECOND)  # compile the pipeline before parts of it are replaced
     monkeypatch.setattr(tick, "run_guests", tick.run_guests.py_func)  # type: ignore[attr-defined]
     for name in ("run", "work"):
         monkeypatch.setattr(workload, name, getattr(workload, name).py_func)
@@ -105,10 +114,10 @@ def observable(host: Host) -> dict[str, Any]:
     }
 
 
-def busy_host(locality: str) -> Host:
+def busy_host(locality: str, reserve: int = 59 * MIB) -> Host:
     """Three guests on a host too small for them: scans, balloons, paging and sampling all run."""
     host = make_host(
-        reserve=59 * MIB,
+        reserve=reserve,
         sharing={"enabled": True, "scan_pages_per_s_vm": 400, "scan_pages_per_s_total": 900},
         balloon={"inflate": MIB // 4},
         allocation={"balance_period": 5 * SECOND},
@@ -130,7 +139,7 @@ def busy_host(locality: str) -> Host:
     return host
 
 
-@pytest.mark.parametrize("locality", LOCALITIES)
+@pytest.mark.parametrize("locality", ["sweep", "zipf"])
 def test_skipped_touches_change_nothing_that_can_be_seen(
     locality: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,3 +155,94 @@ def test_skipped_touches_change_nothing_that_can_be_seen(
         assert counter(fast, name) > 10, name
     made = [int(row_of(slow, vm).serial) - int(row_of(fast, vm).serial) for vm in (1, 2, 3)]
     assert sum(made) > 500  # so many writes were thinned away
+
+
+# Uniform touches: the same distribution
+
+SEEDS = 300
+EVENTS = ("cow_breaks", "swap_ins", "zero_fills", "guest_page_ins", "stalled_touches")
+
+
+def outcomes(host: Host, touch_pages: Any, vm: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each seed, what 500 touches of a VM did: (SEEDS, n_numbers), and (SEEDS, n_pages, 3) of
+    whether each page of the host is mapped, private, and holds a content of its own afterwards."""
+    st, v, n = host.state, row_index(host, vm), 500
+    before = {name: getattr(st, name).copy() for name in STATEFUL}
+    numbers, after = [], []
+    for seed in range(SEEDS):
+        for name, array in before.items():
+            getattr(st, name)[...] = array
+        st.host[0].seed = seed
+        row = st.vms[v]
+        row.left_ns, row.disk_io_left, st.host[0].swap_io_left = SECOND_NS, 60, 25
+        done = touch_pages(st, v, n, SECOND_NS // n // 2, 400, UNIFORM)
+        events = [int(st.host[0][name]) for name in EVENTS]
+        stale = int((st.stale_page >= 0).sum())
+        time = [done, int(row.left_ns), *st.lost[v, :3].tolist()]
+        numbers.append([*events, *time, stale, int(row.resident), int(row.brk)])
+        page, word = st.page.astype(np.int64), st.content.astype(np.int64)
+        kept = page & STATE == RESIDENT
+        after.append(np.stack([page & ACCESSED != 0, kept, kept & (word & UNIQUE != 0)], axis=-1))
+    return np.array(numbers, float), np.array(after)
+
+
+def mixed_host() -> Host:
+    """Three guests; 1 and 2 have half of their active memory shared, hinted, unmapped, on swap or
+    not there yet, and a balloon to trade with; 3 has all it wants."""
+    host = busy_host("uniform", reserve=53 * MIB)
+    run(host, 12 * SECOND)
+    host.measure()
+    st = host.state
+    st.host[0].swap_io_left = 1 << 40
+    for v in (0, 1):
+        share.scan_vm(st, v, 300)
+        swap.page_out_vm(st, v, 60, 1 << 40)
+        balloon.inflate(st, v, 40)
+    rows = np.arange(len(st.page)) % 3 == 0
+    st.page[rows & (st.page & STATE <= SHARED)] &= ~np.uint8(ACCESSED)
+    invariants.check(st)
+    return host
+
+
+@pytest.mark.parametrize("vm", [1, 2, 3])
+def test_uniform_touches_are_distributed_as_if_all_were_made(vm: int) -> None:
+    """300 seeds of one step on a host where everything happens. Means within 4.5 standard errors,
+    variances within 4.5 of theirs (kurtosis included), and how often each page was changed: the
+    mean square of its deviations, in units of chance, is 1 within 4.5 sd. Seeds fixed."""
+    host = mixed_host()
+    fast, fast_pages = outcomes(host, touch.touch_window, vm)
+    slow, slow_pages = outcomes(mixed_host(), touch_all, vm)
+    assert (slow.std(axis=0) > 0).sum() >= 4, "nothing happens by chance here"
+    for a, b in zip(fast.T, slow.T, strict=True):
+        assert abs(a.mean() - b.mean()) <= 4.5 * np.sqrt((a.var() + b.var()) / SEEDS)
+        spread = np.sqrt((spread_of_variance(a) + spread_of_variance(b)) / SEEDS)
+        assert abs(a.var() - b.var()) <= 4.5 * spread
+    p, q = fast_pages.mean(axis=0), slow_pages.mean(axis=0)
+    both = (p + q) / 2
+    by_chance = (both * SEEDS > 5) & ((1 - both) * SEEDS > 5)
+    squares = (p - q)[by_chance] ** 2 / (2 * both * (1 - both) / SEEDS)[by_chance]
+    assert len(squares) > 50
+    assert abs(squares.mean() - 1) < 4.5 * np.sqrt(2 / len(squares))
+
+
+def spread_of_variance(values: np.ndarray) -> float:
+    """Variance of one term of the sample variance: fourth moment less the variance squared."""
+    centred = values - values.mean()
+    return float((centred**4).mean() - values.var() ** 2)
+
+
+@given(
+    quiet=st.floats(1e-9, 1.0, exclude_max=True),
+    draw=st.floats(2.0**-53, 1.0, exclude_max=True),
+    most=st.integers(0, 1 << 40),
+)
+def test_the_number_of_quiet_touches_inverts_the_geometric_distribution(
+    quiet: float, draw: float, most: int
+) -> None:
+    """The largest g with draw < quiet ** g, at most `most`: by exact powers, within the rounding
+    of a float's power."""
+    g = touch.quiet_before(empty(1, 1), quiet, draw, most)
+    assert 0 <= g <= most
+    rounding = 1 + (g + 1) * 1e-15
+    assert draw < quiet**g * rounding or g == 0
+    assert g == most or draw * rounding >= quiet ** (g + 1)

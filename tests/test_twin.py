@@ -307,8 +307,9 @@ def test_pages_are_not_shared_where_sharing_is_off(off_for: str) -> None:
     assert (totals["shares_made"] == 0) == (off_for == "host")
 
 
-@pytest.mark.parametrize("tax", [0, 750, 990])
-@pytest.mark.parametrize("claim", ["configured", "touched"])
+@pytest.mark.parametrize(
+    ("claim", "tax"), [("configured", 0), ("configured", 750), ("touched", 750), ("touched", 990)]
+)
 def test_targets_follow_shares_idle_tax_and_claims(claim: str, tax: int) -> None:
     """An idle VM, a busy one, one without shares and a limited one on a host for half of them."""
     k = 16

@@ -25,6 +25,7 @@ LAYERS = [
     "hostsim.fault hostsim.contents hostsim.load hostsim.measure hostsim.packing",
     "hostsim.lost hostsim.replacement hostsim.swap",
     "hostsim.balloon hostsim.guest",
+    "hostsim.loud",
     "hostsim.touch",
     "hostsim.workload",
     "hostsim.tick",
