@@ -23,6 +23,8 @@ from hostsim.state import (
 NS_PER_MS = 1_000_000
 BOOT_CPU_PERMILLE = 1000
 """A booting guest keeps one core busy."""
+SCANNING_NS_MAX = 1 << 59
+"""CPU time that scanning takes in a step, at most: 18 years, so that an absurd price fits."""
 
 
 @kernel
@@ -227,9 +229,11 @@ def run_guests(st: HostState, first: int) -> None:
     for i in range(n):
         demand += cpu_demand(st, st.order[i])
     host.cpu_demand_ms += demand * host.dt_ms
-    scanning = host.scanned_last_step * host.sample * host.scan_ns * 1000 // dt_ns
-    over = max(demand + scanning - host.cpus * 1000, 0)
-    over_by_scan = min(over, scanning)
+    demand_ns = demand * host.dt_ms * (NS_PER_MS // 1000)
+    scanned_pages = host.scanned_last_step * host.sample
+    scanning_ns = min(scanned_pages, SCANNING_NS_MAX // max(host.scan_ns, 1)) * host.scan_ns
+    over = max(demand_ns + scanning_ns - host.cpus * dt_ns, 0)
+    over_by_scan = min(over, scanning_ns)
     for i in range(n):
         v = st.order[(first + i) % n]
         vm = st.vms[v]
@@ -237,9 +241,28 @@ def run_guests(st: HostState, first: int) -> None:
         scan_lost = i64(0)
         if over > 0 and demand > 0:
             busy_ns = cpu_demand(st, v) * dt_ns // (vm.vcpus * 1000)
-            cpu_lost = busy_ns * (over - over_by_scan) // max(demand, over)
-            scan_lost = busy_ns * over_by_scan // max(demand, over)
+            cpu_lost = part_of(busy_ns, over - over_by_scan, max(demand_ns, over))
+            scan_lost = part_of(busy_ns, over_by_scan, max(demand_ns, over))
         workload.run(st, v, cpu_lost, scan_lost)
+
+
+@kernel
+def part_of(amount: int, part: int, whole: int) -> int:
+    """amount * part // whole for 0 <= part <= whole < 2 ** 62.
+
+    By long multiplication, a bit of `amount` after the other: nanoseconds times nanoseconds are
+    more than 64 bits hold.
+    """
+    quotient, rest = i64(0), i64(0)
+    for bit in range(62, -1, -1):
+        quotient, rest = 2 * quotient, 2 * rest
+        if rest >= whole:
+            quotient, rest = quotient + 1, rest - whole
+        if (amount >> bit) & 1 == 1:
+            rest += part
+            if rest >= whole:
+                quotient, rest = quotient + 1, rest - whole
+    return quotient
 
 
 @kernel

@@ -168,16 +168,16 @@ def run_guests(esx: Esx) -> None:
     dt_ns = esx.tick_ms * workload.MS
     demand = sum(workload.cpu_demand(esx, vm) for vm in esx.on())
     esx.events["cpu_demand_ms"] += demand * esx.tick_ms
-    scan_ns = esx.scanned_last_step * esx.sample * esx.config.costs.scan
-    scanning = scan_ns * 1000 // dt_ns
-    over = max(demand + scanning - esx.config.cpus * 1000, 0)
-    by_scan = min(over, scanning)
+    demand_ns = demand * dt_ns // 1000
+    scanning_ns = esx.scanned_last_step * esx.sample * esx.config.costs.scan
+    over = max(demand_ns + scanning_ns - esx.config.cpus * dt_ns, 0)
+    by_scan = min(over, scanning_ns)
     for vm in esx.rotated():
         cpu_lost = scan_lost = 0
         if over > 0 and demand > 0:
             busy_ns = workload.cpu_demand(esx, vm) * dt_ns // (vm.spec.config.vcpus * 1000)
-            cpu_lost = busy_ns * (over - by_scan) // max(demand, over)
-            scan_lost = busy_ns * by_scan // max(demand, over)
+            cpu_lost = busy_ns * (over - by_scan) // max(demand_ns, over)
+            scan_lost = busy_ns * by_scan // max(demand_ns, over)
         workload.run(esx, vm, cpu_lost, scan_lost)
 
 
