@@ -37,6 +37,12 @@ _NANOSECONDS = {
 }
 _QUANTITY = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z%/]*)\s*$")
 _LONGEST_TEXT = 40
+_TOO_MUCH = {
+    "memory size": "is larger than any machine",
+    "rate": "is faster than any machine",
+    "duration": "is longer than 100 years",
+}
+"""What is said of a quantity that no integer of the engine holds."""
 
 
 def _parse(value: Any, units: dict[str, int], what: str, example: str) -> int:
@@ -51,7 +57,7 @@ def _parse(value: Any, units: dict[str, int], what: str, example: str) -> int:
     if exact.denominator != 1:
         raise ValueError(f"must be a whole number of {next(iter(units))}")
     if exact.numerator >= 1 << 62:
-        raise ValueError("is larger than any machine")
+        raise ValueError(_TOO_MUCH[what])
     return exact.numerator
 
 
