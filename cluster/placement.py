@@ -33,7 +33,7 @@ class Choice:
 
 
 def fits_at_all(state: ClusterState, placement: Placement, vm: VmId) -> Bools:
-    """The VM is no larger than the host."""
+    """The VM is no larger than the host's memory, all of it: what validation allows can run."""
     return np.greater_equal(state.hosts.memory, state.vms.size[vm])
 
 
@@ -41,7 +41,7 @@ def has_memory_reservation(state: ClusterState, placement: Placement, vm: VmId) 
     """Admission control [P 6.2]: unreserved machine memory >= reservation + overhead."""
     promised = state.per_host(state.reservation + state.vms.overhead)
     needed = state.reservation[vm] + state.vms.overhead[vm]
-    return np.less_equal(promised + needed, state.hosts.memory)
+    return np.less_equal(promised + needed, state.hosts.reservable)
 
 
 def has_swap_space(state: ClusterState, placement: Placement, vm: VmId) -> Bools:

@@ -211,7 +211,7 @@ def _why_not_set(now: ClusterState, vm: VmId, host: HostId, values: EventValues)
     if reservation > limit:
         return "the reservation would exceed the limit"
     promised = now.per_host(now.reservation + now.vms.overhead)[host] + reservation - before
-    if promised > now.hosts.memory[host]:
+    if promised > now.hosts.reservable[host]:
         return "the host has not the memory reserved"
     swappable = now.per_host(now.vms.size - now.reservation)[host] + before - reservation
     if swappable > now.hosts.swap_space[host]:

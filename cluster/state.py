@@ -29,10 +29,12 @@ SETTINGS = ("reservation", "limit", "shares")
 class HostColumns:
     """What does not change about the hosts, (n_hosts,) each.
 
-    memory: bytes that VMs can be promised, hypervisor's reserve taken off. swap_space: bytes.
+    memory: bytes of the machine, what every ratio is over. reservable: those of them that VMs can
+    be promised, the hypervisor's reserve taken off. swap_space: bytes.
     """
 
     memory: Ints
+    reservable: Ints
     swap_space: Ints
     cpus: Ints
 
@@ -84,7 +86,8 @@ def initial(population: Population) -> ClusterState:
     footprint = _column([min(s.image.footprint, s.config.memory) for s in specs])
     return ClusterState(
         hosts=HostColumns(
-            memory=_column([config.memory - config.reserve for config in configs]),
+            memory=_column([config.memory for config in configs]),
+            reservable=_column([config.memory - config.reserve for config in configs]),
             swap_space=_column([config.swap_space_bytes for config in configs]),
             cpus=_column([config.cpus for config in configs]),
         ),

@@ -109,7 +109,7 @@ def cluster(
 ) -> ClusterState:
     """A state from columns; what is not given is ample room and zero needs.
 
-    on: host of each VM, -1 is nowhere, which is also the default.
+    on: host of each VM, -1 is nowhere, which is also the default. reservable: all memory.
     """
     hosts, vms = len(memory), len(size)
 
@@ -118,6 +118,7 @@ def cluster(
 
     host_columns = HostColumns(
         memory=np.array(memory, np.int64),
+        reservable=column("reservable", memory),
         swap_space=column("swap_space", [1 << 40] * hosts),
         cpus=column("cpus", [1 << 20] * hosts),
     )
@@ -144,7 +145,7 @@ def cluster(
 def arrays_of(state: ClusterState) -> list[list[int]]:
     """Every number of a state, to compare states with."""
     hosts, vms = state.hosts, state.vms
-    columns = [hosts.memory, hosts.swap_space, hosts.cpus]
+    columns = [hosts.memory, hosts.reservable, hosts.swap_space, hosts.cpus]
     columns += [vms.size, vms.overhead, vms.vcpus, vms.footprint]
     columns += [state.host_of, state.reservation, state.limit, state.shares]
     columns += [state.consumed, state.active]

@@ -54,7 +54,8 @@ def test_at_first_all_hosts_are_empty_and_measures_are_boot_footprints(tmp_path:
         VM | {"name": "x", "count": 1, "memory": "128 MiB", "limit": "96 MiB", "shares": "high"},
     ]
     state = initial(population(tmp_path, hosts=hosts, vms=vms))
-    assert state.hosts.memory.tolist() == [6 * GIB, 6 * GIB, 2 * GIB]
+    assert state.hosts.memory.tolist() == [8 * GIB, 8 * GIB, 2 * GIB]
+    assert state.hosts.reservable.tolist() == [6 * GIB, 6 * GIB, 2 * GIB]
     assert state.hosts.swap_space.tolist() == [32 * GIB, 32 * GIB, 2 * GIB]
     assert state.hosts.cpus.tolist() == [7, 7, 16]
     assert state.vms.size.tolist() == [GIB, 128 * MIB]

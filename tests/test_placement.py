@@ -131,6 +131,18 @@ def test_a_reservation_takes_no_swap_space_and_overhead_no_overcommit() -> None:
     assert place(state, policy("first-fit", overcommit=0.6), NEWCOMER).host == 0
 
 
+def test_a_reserve_bounds_what_is_promised_and_nothing_else() -> None:
+    """Hosts of 100 of which 20 are the hypervisor's: sizes, loads and fullness are over 100."""
+    state = three_hosts(size=[50, 80, 20, 100], reservable=[80] * 3)
+    assert place(state, policy("worst-fit", overcommit=1.2), NEWCOMER).host == 2
+    state = cluster(memory=[100, 200], reservable=[99, 100], size=[40, 79, 10], on=[0, 1, NOWHERE])
+    assert place(state, policy("best-fit"), VmId(2)).host == 0
+    state = three_hosts(reservation=[50, 80, 20, 61], reservable=[80] * 3)
+    assert place(state, policy("first-fit"), NEWCOMER).reason == "no host has the memory reserved"
+    state = three_hosts(reservation=[50, 80, 20, 60], reservable=[80] * 3)
+    assert place(state, policy("first-fit"), NEWCOMER).host == 2
+
+
 def test_vms_that_are_off_take_nothing() -> None:
     nobody = three_hosts(on=[NOWHERE] * 4, reservation=[90] * 4, vcpus=[9] * 4, cpus=[9] * 3)
     choice = place(nobody, policy("best-fit", cpu_overcommit=1, overcommit=1), NEWCOMER)
@@ -162,7 +174,7 @@ def naive_place(state: ClusterState, placement: Placement, vm: int) -> tuple[int
         cpu_limit = None if placement.cpu_overcommit is None else cpus * placement.cpu_overcommit
         passes = [
             int(state.vms.size[vm]) <= memory,
-            promised <= memory,
+            promised <= int(state.hosts.reservable[host]),
             swap <= int(state.hosts.swap_space[host]),
             memory_limit is None or taken <= memory_limit,
             cpu_limit is None or vcpus <= cpu_limit,
@@ -188,10 +200,11 @@ def clusters(draw: st.DrawFn) -> ClusterState:
     def column(n: int, low: int, high: int) -> list[int]:
         return draw(st.lists(st.integers(low, high), min_size=n, max_size=n))
 
-    size = column(vms, 1, 12)
+    size, memory = column(vms, 1, 12), column(hosts, 4, 24)
     reservation = [draw(st.integers(0, most)) for most in size]
     return cluster(
-        memory=column(hosts, 4, 24),
+        memory=memory,
+        reservable=[draw(st.integers(0, most)) for most in memory],
         size=size,
         on=column(vms, -1, hosts - 1),
         reservation=reservation,

@@ -160,12 +160,18 @@ def test_a_planned_arrival_carries_the_spec_and_the_numbers_that_decided(tmp_pat
         "policy": "worst-fit",
         "by": "configured",
         "taken_bytes": 2 * GIB,
-        "host_bytes": 7 * GIB,
+        "host_bytes": 8 * GIB,
     }
 
 
+def test_a_vm_as_large_as_its_host_is_valid_and_finds_a_place(tmp_path: Path) -> None:
+    # Validation and placement both count all memory of the host, the hypervisor's reserve too.
+    found = Plans(tmp_path, vms=[group("all", memory="8 GiB")], placement={"overcommit": 1.0})
+    assert found.told() == [("power_on", "all", None)]
+
+
 def test_each_decision_sees_what_the_one_before_it_did(tmp_path: Path) -> None:
-    # One host with 7 GiB for VMs: two of 3 GiB fit, the third does not until one leaves.
+    # One host of 8 GiB: two of 3 GiB fit, the third does not until one leaves.
     hosts = [{"name": "esx", "memory": "8 GiB"}]
     vms = [
         group("big", count=3, memory="3 GiB", stop="10 min"),
