@@ -32,6 +32,8 @@ AZURE_LICENCE = "CC-BY 4.0"
 AZURE_LAST_S = 2_591_700
 """Last stamp of the 30 days of Azure V1: what is deleted then was still running."""
 _NUMBER = r"^-?([0-9]{1,30}(\.[0-9]{0,30})?|\.[0-9]{1,30})([eE][+-]?[0-9]{1,2})?$"
+_ENCODING = "latin1"
+"""A character for every byte: read as UTF-8, one wrong byte would refuse the whole file."""
 
 
 @dataclass(slots=True)
@@ -80,7 +82,10 @@ class Raw:
 def csv_batches(
     path: Path, columns: Sequence[str], delimiter: str, skip_rows: int, tally: Tally
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of text cells; rows with another number of cells are counted and skipped."""
+    """Batches of cells; rows with another number of cells are counted and skipped.
+
+    A cell's characters stand for its bytes: see `texts` for what was text.
+    """
 
     def skip(_row: Any) -> str:
         tally.bad["wrong number of cells"] += 1
@@ -92,7 +97,9 @@ def csv_batches(
             raise TraceError(path, "is empty")
         reader = pacsv.open_csv(
             path,
-            read_options=pacsv.ReadOptions(column_names=list(columns), skip_rows=skip_rows),
+            read_options=pacsv.ReadOptions(
+                column_names=list(columns), skip_rows=skip_rows, encoding=_ENCODING
+            ),
             parse_options=pacsv.ParseOptions(
                 delimiter=delimiter, quote_char=False, invalid_row_handler=skip
             ),
@@ -106,15 +113,28 @@ def csv_batches(
                 raise TraceError(path, f"brings the rows above {ROWS_MAX}: import a part")
             yield batch
     except (pa.ArrowException, OSError) as error:
-        raise TraceError(path, f"is not readable as CSV text: {error}") from error
+        raise TraceError(path, f"is not readable as CSV: {error}") from error
 
 
 def numbers(column: Any) -> Floats:
-    """(n,) float64 of text cells; NaN exactly where a cell is no plain decimal number."""
+    """(n,) float64 of cells; NaN exactly where a cell is no plain decimal number."""
     text = pc.ascii_trim_whitespace(column)
     plain = pc.match_substring_regex(text, _NUMBER)
     exact = pc.cast(pc.if_else(plain, text, pa.scalar(None, pa.string())), pa.float64())
     return np.asarray(exact.to_numpy(zero_copy_only=False), np.float64)
+
+
+def texts(column: Any) -> tuple[list[str], Mask]:
+    """Cells as the UTF-8 that they were published in, and (n,) bool, those that are none."""
+    cells = column.to_pylist()
+    broken = np.zeros(len(cells), np.bool_)
+    ascii_only = pc.string_is_ascii(column).to_numpy(zero_copy_only=False)
+    for at in np.flatnonzero(~ascii_only).tolist():
+        try:
+            cells[at] = cells[at].encode(_ENCODING).decode("utf-8-sig")
+        except UnicodeDecodeError:
+            broken[at] = True
+    return cells, broken
 
 
 def number_checks(columns: Sequence[Floats]) -> list[tuple[str, Mask]]:
@@ -197,8 +217,9 @@ def read_azure_v1(path: Path) -> Raw:
             created, deleted, cores, memory_gb = row
             checks = [*number_checks(list(row)), ("deleted before created", deleted < created)]
             checks += _size_checks(cores, memory_gb)
-            kept = tally.keep(batch.num_rows, checks)
-            names += batch.column("vm").filter(pa.array(kept)).to_pylist()
+            cells, broken = texts(batch.column("vm"))
+            kept = tally.keep(batch.num_rows, [*checks, ("VM name that is not UTF-8", broken)])
+            names += [cells[at] for at in np.flatnonzero(kept).tolist()]
             parts.append(row[:, kept])
     created, deleted, cores, memory_gb = np.concatenate([np.zeros((4, 0)), *parts], axis=1)
     running = deleted >= AZURE_LAST_S
@@ -223,7 +244,7 @@ def read_azure_v1(path: Path) -> Raw:
 
 def _azure_usage(files: Sequence[Path], names: Sequence[str], tally: Tally) -> tuple[Ints, ...]:
     """(n_usage,) VM index, stamp, mean CPU in permille of the readings of known VMs."""
-    known = pa.array(names, pa.string())
+    known = pa.array([name.encode().decode(_ENCODING) for name in names], pa.string())
     parts = [np.zeros((3, 0), np.int64)]
     for file in files:
         for batch in csv_batches(file, _READINGS, ",", 0, tally):

@@ -77,15 +77,13 @@ class Summary:
 class _Format(NamedTuple):
     description: str
     found: Callable[[Path], bool]
+    """Or TraceError, where the layout is this format's and a file is not."""
     read: Callable[[Path], Raw]
 
 
 def _is_gwa(path: Path) -> bool:
     files = gwa_files(path)
-    try:
-        return bool(files) and bool(gwa_header(files[0]))
-    except TraceError:
-        return False
+    return bool(files) and bool(gwa_header(files[0]))
 
 
 _FORMATS = {
@@ -220,10 +218,17 @@ def load_input(path: Path) -> Trace:
     if (path / VMS).exists():
         return load_trace(path)
     for entry in _FORMATS.values():
-        if entry.found(path):
+        if _looks_like(entry, path):
             return arrange(entry.read(path), path)[0]
     known = "; ".join(f"{name} ({description})" for name, description in FORMATS.items())
     raise TraceError(path, f"is no trace: must be an import (a folder with {VMS}) or {known}")
+
+
+def _looks_like(entry: _Format, path: Path) -> bool:
+    try:
+        return entry.found(path)
+    except TraceError:  # it may be of another format
+        return False
 
 
 def _must_exist(path: Path) -> None:

@@ -72,6 +72,19 @@ def test_azure_v1_reads_its_tables(tmp_path: Path, zipped: bool) -> None:
     }
 
 
+def test_azure_v1_counts_names_that_are_no_text_and_keeps_the_others(tmp_path: Path) -> None:
+    row = b",s,d\xe9,0,1200,99,3,10,Unkown,1,1\n"
+    vms = [name + row for name in (b"plain", "w\u00e9b".encode(), b"w\xe9b")]
+    (tmp_path / "vmtable.csv").write_bytes(b"".join(vms))
+    readings = [name + b",1,9,10\n" for name in (b"0,plain", "0,w\u00e9b".encode(), b"0,w\xe9b")]
+    (tmp_path / "vm_cpu_readings-1.csv").write_bytes(b"".join(readings))
+    summary = import_trace("azure-v1", tmp_path, tmp_path / "out")
+    trace = load_trace(tmp_path / "out")
+    assert trace.names.tolist() == ["plain", "w\u00e9b"]
+    assert trace.offsets.tolist() == [0, 1, 2]
+    assert summary.bad == {"VM name that is not UTF-8": 1, "reading of an unknown VM": 1}
+
+
 def test_azure_arrivals_leave_out_what_has_no_lifetime(tmp_path: Path) -> None:
     columns = {
         "split": ["train", "dev", "dev", "test"],
