@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cluster.messages import LEVELS
+from cluster import report_shape
+from cluster.messages import CAUSES, LEVELS
 from cluster.tables import OutputError, table_files
 
 Array = npt.NDArray[Any]
@@ -31,6 +32,11 @@ EVENTS_PER_KIND = 8
 """Events of each kind that are quoted."""
 STACK = ("consumed", "shared_saved", "compressed", "ballooned", "swapped", "untouched")
 """What configured memory is made of."""
+_VM_COLUMNS = (
+    *("name", "hosts", "size_bytes", "on_s", "slowdown", "ballooned_mean_bytes"),
+    "swapped_mean_bytes",
+    *(f"lost_{cause}_s" for cause in CAUSES),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +94,20 @@ def _object(path: Path) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OutputError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):
         raise OutputError(f"{path} does not hold a JSON object")
     return value
+
+
+def _report(path: Path) -> dict[str, Any] | None:
+    """report.json, None where there is none; all that is read of it is there."""
+    report = _object(path)
+    wrong = report_shape.fault(report) if report is not None else None
+    if wrong is not None:
+        raise OutputError(f"{path} is not a report that this esxsim can read: {wrong}")
+    return report
 
 
 def _scenario(path: Path) -> dict[str, Any]:
@@ -199,32 +214,38 @@ def _grid(folder: Path, first: int, epochs: int) -> HostGrid:
 
 
 def _vms(folder: Path) -> dict[str, Array] | None:
-    """The table of VMs, whole: it does not grow with time."""
-    import pyarrow.parquet as pq
-
+    """What a report shows of the VMs, all of them: the table does not grow with time."""
     path = folder / "vms.parquet"
     if not path.exists():
         return None
-    names = pq.read_schema(path).names
-    batches = list(_batches([path], names))
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+    batches = list(_batches([path], _VM_COLUMNS))
+    if not batches:
+        return {name: np.zeros(0) for name in _VM_COLUMNS}
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in _VM_COLUMNS}
 
 
 def _events(path: Path) -> Events:
-    found = Events()
     if not path.exists():
-        return found
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                event = json.loads(line)
-                kind = str(event["kind"])
-            except (ValueError, TypeError, KeyError):
-                found.counts["(unreadable line)"] += 1
-                continue
-            found.counts[kind] += 1
-            if found.counts[kind] <= EVENTS_PER_KIND:
-                found.quoted.append(event)
+        return Events()
+    try:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            return _counted(lines)
+    except OSError as error:
+        raise OutputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _counted(lines: Iterable[str]) -> Events:
+    found = Events()
+    for line in lines:
+        try:
+            event = json.loads(line)
+            kind = str(event["kind"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            found.counts["(unreadable line)"] += 1
+            continue
+        found.counts[kind] += 1
+        if found.counts[kind] <= EVENTS_PER_KIND:
+            found.quoted.append(event)
     return found
 
 
@@ -237,7 +258,7 @@ def read(folder: Path) -> RunData:
     return RunData(
         manifest=manifest,
         scenario=_scenario(folder / "scenario.yaml"),
-        report=_object(folder / "report.json"),
+        report=_report(folder / "report.json"),
         timeline=_timeline(folder, first, epochs, epoch_s) if epochs else None,
         grid=_grid(folder, first, epochs) if epochs else None,
         vms=_vms(folder),

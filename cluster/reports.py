@@ -28,10 +28,10 @@ from cluster.aggregate import (
     slowdowns,
 )
 from cluster.messages import CAUSES, LEVELS, Rows
+from cluster.report_shape import SCHEMA
 from cluster.rows import Columns, VmFate
 from hostsim.units import GIB, PAGE_SIZE, HostId
 
-SCHEMA = 1
 PERCENTS = (50, 95, 99)
 UNKNOWN = dict.fromkeys(("mean", *(f"p{percent}" for percent in PERCENTS), "max"))
 METHOD = {

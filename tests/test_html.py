@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from synthetic_run import Synthetic
 
-from cluster import html, readback, reports
+from cluster import html, readback, report_shape, reports
 from cluster.summary import answer, clock, hours, percent, plain, slowdown, summary_lines
 from cluster.tables import OutputError
 
@@ -174,7 +178,7 @@ def test_events_are_counted_all_and_quoted_few(tmp_path: Path) -> None:
     folder = Synthetic(epochs=0, refused=0).folder(tmp_path)
     for i in range(100):
         folder.event(i * 1000, "reset", vm=f"web-{i}")
-    folder.finish({}, {}, {})
+    folder.abandon("end of test")
     with (tmp_path / "events.jsonl").open("a") as lines:
         lines.write('{"at_s": 1, "kind"\n[]\n')
     found = readback.read(tmp_path).events
@@ -190,6 +194,78 @@ def test_broken_files_are_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("{: [")
     with pytest.raises(OutputError, match=re.escape(name)):
         html.build(tmp_path)
+
+
+def _truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _text(text: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(text)
+
+
+def _without(*keys: str) -> Callable[[Path], object]:
+    """report.json less what is at these keys."""
+
+    def damage(path: Path) -> None:
+        report = inside = json.loads(path.read_text())
+        for key in keys[:-1]:
+            inside = inside[key]
+        del inside[keys[-1]]
+        path.write_text(json.dumps(report))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        ("vms.parquet", _truncated, "cannot read"),
+        ("vms.parquet", _folder, "cannot read"),
+        ("hosts.parquet", _truncated, "cannot read"),
+        ("epochs.parquet", _truncated, "cannot read"),
+        ("events.jsonl", _folder, "cannot read"),
+        ("report.json", _folder, "cannot read"),
+        ("report.json", _text("{}"), "schema must be 1, not None"),
+        ("report.json", _text('{"schema": 2}'), "schema must be 1, not 2"),
+        ("report.json", _text('{"schema": 1, "scenario": 3}'), "scenario must be an object"),
+        ("report.json", _text("[" * 100_000), "cannot read"),
+        ("report.json", _without("cost", "slowdown", "p95"), "cost.slowdown.p95 is missing"),
+        ("report.json", _without("error"), "error is missing"),
+    ],
+)
+def test_damage_is_named(
+    tmp_path: Path, name: str, damage: Callable[[Path], object], words: str
+) -> None:
+    Synthetic(epochs=2).write(tmp_path)
+    damage(tmp_path / name)
+    with pytest.raises(OutputError, match=re.escape(words)) as caught:
+        html.build(tmp_path)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_no_key_that_readers_need_can_be_missed() -> None:
+    """A report of only what `report_shape` asks for can be shown, and no key of it is in vain."""
+    full = Synthetic(epochs=30)
+    report = reports.build(full.aggregate(), full.scenario(), full.fates, {"a": 1})
+    assert report_shape.fault(report) is None
+
+    def least(value: Any, shape: Any) -> Any:
+        if not isinstance(shape, dict):
+            return value
+        keys = value if "*" in shape else shape
+        return {key: least(value[key], shape.get(key, shape.get("*"))) for key in keys}
+
+    cut = {"schema": 1} | least(report, report_shape.SHAPE)
+    assert set(cut) < set(report)
+    assert summary_lines(cut) == summary_lines(report)
+    run = readback.RunData({}, {}, cut, None, None, None, readback.Events())
+    assert html.page(run) == html.page(dataclasses.replace(run, report=report))
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
