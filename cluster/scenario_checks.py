@@ -21,7 +21,7 @@ from cluster.scenario import (
     member_names,
 )
 from cluster.scenario_problems import closest, listed, problem
-from cluster.scenario_text import bytes_text, ms_text
+from cluster.scenario_text import amount_text, bytes_text, ms_text
 from cluster.trace_vms import TraceVms
 from cluster.traces import Trace
 from cluster.yaml_input import Document, Place, Problem, shown
@@ -188,7 +188,7 @@ def demand(parts: Parts) -> Iterator[Problem]:
 def warnings(scenario: Scenario, trace: Trace | None, vms: TraceVms | None) -> list[str]:
     """What is allowed, but may not mean what the user thinks."""
     sample = scenario.fidelity.sample
-    found = []
+    found = list(_more_active_than_used(scenario))
     for at, group in enumerate(scenario.vms):
         slots = units.slots(group.memory, sample)
         if slots < SLOTS_MIN:
@@ -209,6 +209,17 @@ def warnings(scenario: Scenario, trace: Trace | None, vms: TraceVms | None) -> l
         text = f"trace: {len(large)} VMs are larger than any host ({bytes_text(largest)}) and will"
         found.append(f"{text} be refused, such as {name}")
     return found
+
+
+def _more_active_than_used(scenario: Scenario) -> Iterator[str]:
+    """Phases whose active set is larger than the memory in use, where both have the same unit."""
+    for at, workload in enumerate(scenario.workloads):
+        for number, phase in enumerate(workload.phases):
+            memory, active = phase.memory, phase.active
+            if memory is not None and memory[0] == active[0] and active[1] > memory[1]:
+                where = f"workloads[{at}].phases[{number}] ({workload.name})"
+                words = f"active ({amount_text(active)}) is above memory ({amount_text(memory)})"
+                yield f"{where}: {words}: what is not in use is not active"
 
 
 def _too_coarse(slots: int, memory: int, sample: int) -> str:

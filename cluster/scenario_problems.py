@@ -7,6 +7,7 @@ problem, which says what it may be. Unknown keys come with the allowed ones and 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,6 +39,9 @@ _WORDS = {
     "dict_type": "must be a mapping",
     "string_pattern_mismatch": "must be letters, digits and ._-, a letter or digit first",
 }
+
+_DEFAULTS_TO = {"limit": "memory"}
+"""Keys that are as another one where they are not given."""
 
 
 def closest(word: str, known: Iterable[str]) -> str:
@@ -77,10 +81,26 @@ def problem(document: Document, path: Place, message: str, *, show: bool = True)
     )
 
 
+def _with_values(words: str, given: Any, model: type[BaseModel] | None) -> str:
+    """A message, and what stands at the keys with a unit that it names."""
+    if model is None or not isinstance(given, dict):
+        return words
+    named = [key for key in re.findall(r"\w+", words) if key in model.model_fields]
+    values = []
+    for key in dict.fromkeys(named):
+        stands = key if given.get(key) is not None else _DEFAULTS_TO.get(key, key)
+        unit = scenario_text.of_field(model.model_fields[stands])
+        value = scenario_text.text(unit, given.get(stands))
+        if value is not None:
+            values.append(f"{key} {value}" if stands == key else f"{key}, as {stands}, {value}")
+    return f"{words} ({'; '.join(values)})" if values else words
+
+
 def _message(error: Any, model: type[BaseModel], path: Place) -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "value_error":
-        return str(context["error"])
+        inside = scenario_text.model_in(scenario_text.at(model, path))
+        return _with_values(str(context["error"]), error["input"], inside)
     if kind == "extra_forbidden":
         inside = scenario_text.model_in(scenario_text.at(model, path[:-1]))
         known = list(inside.model_fields) if inside else []

@@ -55,7 +55,8 @@ def permille_text(value: int) -> str:
     return f"{value // 10}.{value % 10} %" if value % 10 else f"{value // 10} %"
 
 
-def _amount_text(value: tuple[str, int] | int) -> str:
+def amount_text(value: tuple[str, int] | int) -> str:
+    """("permille", 125) -> 12.5 %; ("bytes", 4096) -> 4 KiB."""
     if isinstance(value, int):  # a bound of either kind; only memory is large enough to meet one
         return bytes_text(value)
     return permille_text(value[1]) if value[0] == "permille" else bytes_text(value[1])
@@ -67,7 +68,7 @@ _TEXT: dict[Any, Callable[[Any], str]] = {
     units.parse_ms: ms_text,
     units.parse_ns: ns_text,
     units.parse_permille: permille_text,
-    units.parse_amount: _amount_text,
+    units.parse_amount: amount_text,
 }
 
 

@@ -73,8 +73,16 @@ BAD = [
     (vm(name="x" * 101), "vms[0].name", "must have at most 100 characters"),
     (vm(shares="hi"), "vms[0].shares", "must be a whole number; or must be 'low', 'normal' or"),
     (vm(shares=-1), "vms[0].shares", "must be low, normal, high or a whole number from 0"),
-    (vm(reservation="2 GiB"), "vms[0]", "reservation must not exceed limit"),
-    (vm(limit="512 MiB", reservation="600 MiB"), "vms[0]", "reservation must not exceed limit"),
+    (
+        vm(reservation="2 GiB"),
+        "vms[0]",
+        "reservation must not exceed limit (reservation 2 GiB; limit, as memory, 1 GiB)",
+    ),
+    (
+        vm(limit="512 MiB", reservation="600 MiB"),
+        "vms[0]",
+        "reservation must not exceed limit (reservation 600 MiB; limit 512 MiB)",
+    ),
     (vm(memory="9 GiB"), "vms[0].memory", "is larger than any host: the largest has 8 GiB"),
     (vm(memory="8 GiB", reservation="7 GiB"), "vms[0]", "fit on no host: at most 7 GiB"),
     (vm(memory="100 MiB"), "vms[0].memory", "boot footprint of linux, 128 MiB"),
@@ -86,7 +94,12 @@ BAD = [
         "with a unit (ns, us, ms, s, min, h, d), such as '30 s'; or",
     ),
     (vm(start="1 h"), "vms[0].start", "must come before the end of the run (1 h)"),
-    (vm(start="10 min", stop="10 min"), "vms[0]", "stop must come after start"),
+    (
+        vm(start="10 min", stop="10 min"),
+        "vms[0]",
+        "stop must come after start (stop 10 min; start 10 min)",
+    ),
+    ({"duration": "99999999999 d"}, "duration", "is longer than 100 years"),
     (vm(start="never", stop="10 min"), "vms[0]", "stop needs a start"),
     (host(memory="1 GiB", reserve="1 GiB"), "hosts[0]", "reserve must be below memory"),
     (host(swap="floppy"), "hosts[0].swap", "must be one of ssd, disk-2002"),
@@ -119,8 +132,16 @@ BAD = [
     (event(action="set", values={}), "events[0]", "set needs values"),
     (event(action="power_on"), "events[0].action", "'web-1' is on already at 10 min"),
     (set_values(memory="2 GiB"), "events[0].values.memory", "unknown key: allowed here: reserv"),
-    (set_values(reservation="2 GiB"), "events[0].values", "reservation must not exceed limit"),
-    (set_values(limit="2 GiB"), "events[0].values", "limit must not exceed memory"),
+    (
+        set_values(reservation="2 GiB", limit="512 MiB"),
+        "events[0].values",
+        "reservation must not exceed limit (reservation 2 GiB; limit 512 MiB)",
+    ),
+    (
+        set_values(limit="2 GiB"),
+        "events[0].values",
+        "limit must not exceed memory (limit 2 GiB; memory 1 GiB)",
+    ),
     (set_values(shares=-5), "events[0].values.shares", "must be at least 0"),
 ]
 

@@ -16,6 +16,7 @@ from scenario_files import (
     SMALL,
     STEADY,
     VM,
+    WORKLOAD,
     changed,
     loaded,
     make_trace,
@@ -165,6 +166,28 @@ def test_warnings(tmp_path: Path) -> None:
         "trace: 1 VMs are larger than any host (3 GiB) and will be refused, such as 'c'",
     )
     assert loaded(tmp_path, fidelity={"sample": 1024}).warnings == ()
+
+
+def test_a_phase_that_touches_more_than_it_uses_is_a_warning_with_both_values(
+    tmp_path: Path,
+) -> None:
+    more = {"duration": "1 h", "memory": "30 %", "active": "60 %"}
+    phases = [
+        {"duration": "1 h", "memory": "50 %", "active": "50 %"},
+        more,
+        more | {"active": "1 GiB"},  # of which size it is depends on the VM
+        {"duration": "1 h", "memory": "5 %"},
+        {"duration": "1 h", "active": "100 %"},
+        {"duration": "1 h", "memory": "64 MiB", "active": "65 MiB"},
+    ]
+    steady = WORKLOAD | {"phases": phases}
+    warned = loaded(tmp_path, workloads=[WORKLOAD | {"name": "idle"}, steady]).warnings
+    where, rest = "workloads[1].phases", "what is not in use is not active"
+    assert warned == (
+        f"{where}[1] (steady): active (60 %) is above memory (30 %): {rest}",
+        f"{where}[3] (steady): active (10 %) is above memory (5 %): {rest}",
+        f"{where}[5] (steady): active (65 MiB) is above memory (64 MiB): {rest}",
+    )
 
 
 def test_schema_speaks_the_language_of_the_file() -> None:
