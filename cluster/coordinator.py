@@ -8,6 +8,7 @@ is in `tables`.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,7 @@ class Progress:
     epochs: int
     host_ticks: int
     wall_s: float
+    """Since the first epoch began: what came before says nothing of the time that is left."""
     memory_bytes: dict[str, int] = field(default_factory=dict)
     levels: dict[str, int] = field(default_factory=dict)
     """Hosts by the worst reclamation state that they were in during the last epoch."""
@@ -69,7 +71,7 @@ class Coordinator:
 
     def __post_init__(self) -> None:
         scenario = self.loaded.scenario
-        self._started = time.perf_counter()
+        self._started = self._looping_since = time.perf_counter()
         self._busy_s = 0.0
         hosts = [
             HostFacts(one.host, one.name, one.config.memory, one.config.cpus)
@@ -93,7 +95,8 @@ class Coordinator:
             stopped = self._epochs()
             outcome = self._conclude(stopped)
         except BaseException as error:
-            self._folder.abandon(f"the run failed: {error}", manifest=self._manifest())
+            with contextlib.suppress(tables.WriteError):  # what failed first is the reason
+                self._folder.abandon(f"the run failed: {error}", manifest=self._manifest())
             raise
         html.build(self.out)
         return outcome
@@ -104,6 +107,7 @@ class Coordinator:
         now = state.initial(self.population)
         due = planner.agenda(self.population, scenario)
         epoch, last = 0, scenario.duration // scenario.epoch
+        self._looping_since = time.perf_counter()
         while epoch < last:
             if self.should_stop():
                 return True
@@ -173,7 +177,7 @@ class Coordinator:
                 epoch=epoch,
                 epochs=last,
                 host_ticks=epoch * scenario.epoch // scenario.tick * len(self.population.hosts),
-                wall_s=time.perf_counter() - self._started,
+                wall_s=time.perf_counter() - self._looping_since,
                 memory_bytes={name: int(rows[f"{name}_pages"].sum()) * PAGE_SIZE for name in names},
                 levels=dict(zip(LEVELS, worst, strict=True)),
                 vms=int((now.host_of != state.NOWHERE).sum()),

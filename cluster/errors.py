@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.tables import OutputError
+from cluster.tables import OutputError, WriteError
 from cluster.traces import TraceError
 from cluster.yaml_input import InputError
 from hostsim.invariants import BrokenInvariantError
@@ -12,10 +12,14 @@ class ClusterError(Exception):
     """Ray cannot be started or reached, or lost a process of the run."""
 
 
+class StoppedError(Exception):
+    """The user stopped the command before its run began."""
+
+
 def exit_code(error: Exception) -> int | None:
     """The exit code of the command for `error`; None for a bug, which keeps its traceback."""
     if isinstance(error, InputError | TraceError | OutputError):
         return 2
-    if isinstance(error, ClusterError | BrokenInvariantError):
+    if isinstance(error, ClusterError | StoppedError | WriteError | BrokenInvariantError):
         return 1
     return None

@@ -9,6 +9,7 @@ Nothing here grows with simulated time, and nothing here decides what a number m
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -47,6 +48,10 @@ class OutputError(Exception):
     """The run folder cannot be used; the message names the path and says why."""
 
 
+class WriteError(Exception):
+    """Writing failed in a folder that could be used, as on a full disk: no fault of the input."""
+
+
 @contextmanager
 def _aside(path: Path) -> Iterator[Path]:
     """A name to write at; renamed to `path` once whole, so nobody ever reads half a file."""
@@ -55,7 +60,7 @@ def _aside(path: Path) -> Iterator[Path]:
         yield aside
         os.replace(aside, path)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         aside.unlink(missing_ok=True)  # gone already unless writing failed
 
@@ -98,6 +103,8 @@ def _join(folder: Path, table: str) -> None:
     import pyarrow.parquet as pq
 
     parts = sorted((folder / PARTS).glob(f"{table}-*.parquet"))
+    if not parts:  # joined before
+        return
     schema = pq.read_schema(parts[0])
     held = schema.empty_table()
     with _aside(folder / f"{table}.parquet") as aside, pq.ParquetWriter(aside, schema) as writer:
@@ -110,24 +117,43 @@ def _join(folder: Path, table: str) -> None:
             writer.write_table(held.combine_chunks())
 
 
-def _claim(out: Path) -> None:
-    """Make `out` an empty run folder, or refuse: files of somebody else are never touched."""
+@contextmanager
+def _using(out: Path) -> Iterator[None]:
+    """Whatever fails inside means that `out` cannot be used."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            manifest = out / "manifest.json"
-            held = json.loads(manifest.read_text("utf-8")) if manifest.exists() else None
-            if not isinstance(held, dict) or "esxsim" not in held:
-                raise OutputError(f"{out} is not empty and not a run folder: name another folder")
-            for name in OWN_FILES[:-1]:  # the manifest last: until then it is a run folder
-                (out / name).unlink(missing_ok=True)
-            if (out / PARTS).exists():
-                shutil.rmtree(out / PARTS)
-        (out / PARTS).mkdir()
+        yield
     except OSError as error:
         raise OutputError(f"cannot use {out} for results: {error.strerror or error}") from error
     except ValueError as error:
         raise OutputError(f"{out} holds a manifest.json that is not a run's: {error}") from error
+
+
+def check_usable(out: Path) -> None:
+    """OutputError if a run could not write to the folder `out`. Looks, and changes nothing."""
+    with _using(out):
+        nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if not out.exists() or not any(out.iterdir()):
+            return
+        manifest = out / "manifest.json"
+        held = json.loads(manifest.read_text("utf-8")) if manifest.exists() else None
+        if not isinstance(held, dict) or "esxsim" not in held:
+            raise OutputError(f"{out} is not empty and not a run folder: name another folder")
+
+
+def _claim(out: Path) -> None:
+    """Make `out` an empty run folder, or refuse: files of somebody else are never touched."""
+    check_usable(out)
+    with _using(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for name in OWN_FILES[:-1]:  # the manifest last: until then it is a run folder
+            (out / name).unlink(missing_ok=True)
+        if (out / PARTS).exists():
+            shutil.rmtree(out / PARTS)
+        (out / PARTS).mkdir()
 
 
 class RunFolder:
@@ -155,13 +181,17 @@ class RunFolder:
         self._held: dict[str, list[Rows]] = {table: [] for table in tables}
         self._stored = dict.fromkeys(tables, 0)
         self._parts = dict.fromkeys(tables, 0)
-        self._manifest({}, partial=True, reason="the run was killed, or still goes on")
+        try:
+            self._manifest({}, partial=True, reason="the run was killed, or still goes on")
+        except WriteError:  # or nobody would know it for a run folder, and refuse it
+            (out / PARTS).rmdir()
+            raise
         write_text(out / "scenario.yaml", scenario_yaml)
         try:
             # Unbuffered: a line is one write, so a killed run tears no line.
             self._events = (out / "events.jsonl").open("ab", buffering=0)
         except OSError as error:
-            raise OutputError(f"cannot write in {out}: {error.strerror or error}") from error
+            raise WriteError(f"cannot write in {out}: {error.strerror or error}") from error
 
     def add(self, report: EpochReport) -> None:
         """Take the rows of one barrier, and write down its level changes."""
@@ -187,7 +217,7 @@ class RunFolder:
         try:
             self._events.write(line.encode() + b"\n")
         except OSError as error:
-            raise OutputError(f"cannot write events in {self.out}: {error.strerror}") from error
+            raise WriteError(f"cannot write events in {self.out}: {error.strerror}") from error
 
     def finish(self, report: Columns, vms: Columns, manifest: Columns) -> None:
         """Everything is there: join the tables; the manifest, last, says the run is whole."""
@@ -201,26 +231,33 @@ class RunFolder:
         vms: Columns | None = None,
         manifest: Columns | None = None,
     ) -> None:
-        """The run ends early: keep what there is, marked as partial; it has no digest."""
+        """The run ends early: keep what there is, marked as partial; it has no digest.
+
+        Where writing fails, tables stay in the parts that there are, and the manifest still says
+        why the run ended.
+        """
         if report is not None:
             report = {**report, "partial": True, "digest": None}
-        self._close(report, vms)
-        self._manifest(manifest or {}, partial=True, reason=reason)
+        try:
+            self._close(report, vms)
+        finally:
+            self._manifest(manifest or {}, partial=True, reason=reason)
 
     def _flush(self, table: str) -> None:
         """Write the held rows of a table as its next part."""
         rows = np.concatenate([np.zeros(0, ROW_TYPES[table]), *self._held[table]])
-        self._held[table] = []
         values = columns(rows, self._epoch_ms)
         if table == "hosts":
             at = self._hosts.index(rows["host"])
             values["host_name"] = [self._hosts.facts[i].name for i in at.tolist()]
             values["memory_bytes"] = self._hosts.memory_pages[at] * PAGE_SIZE
         write_table(self.out / PARTS / f"{table}-{self._parts[table]:06d}.parquet", values)
+        self._held[table] = []
         self._stored[table] += len(rows)
         self._parts[table] += 1
 
     def _close(self, report: Columns | None, vms: Columns | None) -> None:
+        self._events.close()
         for table, held in self._held.items():
             if held or not self._parts[table]:  # an empty table is a table too
                 self._flush(table)
@@ -229,7 +266,6 @@ class RunFolder:
             write_table(self.out / "vms.parquet", vms)
         if report is not None:
             write_json(self.out / "report.json", report)
-        self._events.close()
         shutil.rmtree(self.out / PARTS, ignore_errors=True)
 
     def _manifest(self, values: Columns, *, partial: bool, reason: str | None = None) -> None:

@@ -21,8 +21,9 @@ from cluster_builders import (
     simulate,
 )
 
-from cluster import coordinator
+from cluster import coordinator, tables
 from cluster.coordinator import Outcome, Progress
+from cluster.errors import exit_code
 from cluster.fleet import Fleet, LocalFleet
 from cluster.population import Population
 from cluster.scenario_file import Loaded
@@ -327,3 +328,22 @@ def test_a_run_without_vms_to_place_is_a_run(tmp_path: Path) -> None:
     assert report["cost"]["slowdown"]["mean"] is None
     status = pq.read_table(tmp_path / "out" / "vms.parquet")["status"].to_pylist()
     assert status == ["not submitted"] * 8
+
+
+def test_a_run_that_finds_the_disk_full_failed_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_table = tables.write_table
+
+    def full(path: Path, values: Any) -> None:
+        if path.name == "vms.parquet":
+            raise tables.WriteError(f"cannot write {path}: No space left on device")
+        write_table(path, values)
+
+    monkeypatch.setattr(tables, "write_table", full)
+    with pytest.raises(tables.WriteError, match=r"vms\.parquet") as caught:
+        simulate(pressed(tmp_path), tmp_path / "out")
+    assert exit_code(caught.value) == 1
+    manifest = manifest_of(tmp_path / "out")
+    assert (manifest["partial"], manifest["reason"]) == (True, f"the run failed: {caught.value}")
+    assert len(pq.read_table(tmp_path / "out" / "hosts.parquet")) == EPOCHS * HOSTS

@@ -6,10 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cluster_builders import host_set, manifest_of, pressed
 from scenario_files import loaded
 
-from cluster import progress
+from cluster import coordinator, progress
 from cluster.coordinator import Progress
+from cluster.fleet import LocalFleet
+from cluster.population import populate
 from cluster.scenario import Scenario
 from hostsim.units import GIB
 
@@ -96,3 +99,19 @@ def test_on_a_terminal_there_is_a_bar_that_goes_away(
     assert "77 VMs, 41 GiB consumed" in err
     # The cursor goes up, and the lines are erased.
     assert err.rstrip().endswith("\x1b[2K")
+
+
+def test_the_speed_of_a_run_is_measured_from_its_first_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(coordinator.time, "perf_counter", lambda: now_s[0])
+    small, shown = pressed(tmp_path), list[Progress]()
+    population = populate(small)
+    fleet = LocalFleet(host_set(small, population.hosts))
+    out, never = tmp_path / "out", lambda: False
+    run = coordinator.Coordinator(small, population, fleet, out, {}, shown.append, never)
+    now_s[0] += 1000  # whatever it waits for
+    run.run()
+    assert {progress.wall_s for progress in shown} == {0.0}
+    assert manifest_of(out)["wall_s"] == 1000

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from synthetic_run import EPOCH_MS, Synthetic
 
-from cluster import tables
+from cluster import html, tables
 from cluster.messages import CAUSES, HOST_ROW, VM_ROW, EpochReport
 from cluster.rows import EPOCH_ROW, HostFacts, HostList, columns, epoch_rows
-from cluster.tables import OutputError, RunFolder, table_files, write_json, write_table
+from cluster.tables import (
+    OutputError,
+    RunFolder,
+    WriteError,
+    check_usable,
+    table_files,
+    write_json,
+    write_table,
+)
 from hostsim.units import GIB, PAGE_SIZE, HostId
 
 STREAMED = ("hosts", "epochs", "vms_epochs")
@@ -159,10 +171,83 @@ def test_a_failing_disk_keeps_the_former_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tables.os, "replace", full)
-    with pytest.raises(OutputError, match=r"cannot write .*report\.json: No space left on device"):
+    with pytest.raises(WriteError, match=r"cannot write .*report\.json: No space left on device"):
         write_json(tmp_path / "report.json", {"fine": 2})
     assert json.loads((tmp_path / "report.json").read_text()) == {"fine": 1}
     assert files(tmp_path) == ["report.json"]
+
+
+def _full_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on the disk has no room for this file."""
+    replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if Path(target).name == name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(tables.os, "replace", full)
+
+
+def test_a_full_disk_keeps_the_parts_and_says_why_the_run_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Synthetic(n_hosts=40, epochs=60).folder(tmp_path, detail_vms=True)
+    before = files(tmp_path / tables.PARTS)
+    _full_for("epochs.parquet", monkeypatch)
+    with pytest.raises(WriteError, match=r"epochs\.parquet: No space left on device"):
+        folder.finish({}, {}, {})
+    assert manifest(tmp_path)["reason"] == "the run was killed, or still goes on"
+    with pytest.raises(WriteError, match=r"epochs\.parquet: No space left on device"):
+        folder.abandon("the run failed: no space", None, None, {"n": 1})
+    found = manifest(tmp_path)
+    assert (found["partial"], found["reason"], found["n"]) == (True, "the run failed: no space", 1)
+    left = ["events.jsonl", "hosts.parquet", "manifest.json", "scenario.yaml", "vms_epochs.parquet"]
+    assert files(tmp_path) == [".parts", *left]
+    assert set(files(tmp_path / tables.PARTS)) > set(before)
+    parts = [pq.read_table(part) for part in table_files(tmp_path, "epochs")]
+    assert pa.concat_tables(parts)["epoch"].to_pylist() == list(range(60))
+    assert html.build(tmp_path).exists()
+
+
+def test_rows_that_found_no_room_are_kept_for_the_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Synthetic(n_hosts=2, epochs=10)
+    folder = RunFolder(tmp_path, run.hosts, scenario_yaml="", epoch_ms=EPOCH_MS)
+    for report in run.reports():
+        folder.add(report)
+    with monkeypatch.context() as context:
+        _full_for("hosts-000000.parquet", context)
+        with pytest.raises(WriteError):
+            folder.finish({}, {}, {})
+    folder.abandon("there is room again")
+    assert len(pq.read_table(tmp_path / "hosts.parquet")) == 20
+
+
+def test_a_disk_full_from_the_start_leaves_a_folder_that_can_be_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as context:
+        _full_for("manifest.json", context)
+        with pytest.raises(WriteError, match=r"manifest\.json: No space left"):
+            Synthetic().folder(tmp_path / "run")
+    assert files(tmp_path / "run") == []
+    Synthetic().write(tmp_path / "run")
+
+
+def test_whether_a_folder_can_be_used_is_told_without_touching_it(tmp_path: Path) -> None:
+    check_usable(tmp_path / "a" / "b")
+    check_usable(tmp_path)
+    assert files(tmp_path) == []
+    Synthetic().write(tmp_path / "run")
+    before = files(tmp_path / "run")
+    check_usable(tmp_path / "run")
+    assert files(tmp_path / "run") == before
+    (tmp_path / "file").write_text("mine")
+    for wrong in (tmp_path, tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("x" * 300)):
+        with pytest.raises(OutputError, match=re.escape(str(wrong))):
+            check_usable(wrong)
 
 
 def test_a_former_run_is_replaced_and_foreign_folders_are_refused(tmp_path: Path) -> None:
