@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from cluster.fleet import HostSet, merge
 from cluster.messages import EpochReport, Order
 from cluster.population import HostSpec, Population
 from cluster.scenario_file import Loaded
+from hostsim.host import warm
 from hostsim.jit import CACHE_VARIABLE
 from hostsim.units import HostId
 
@@ -61,7 +62,11 @@ class HostActor:
     """One or several simulated hosts in a process of their own."""
 
     def __init__(self, setup: HostSetup) -> None:
+        warm(lambda text: None)
         self._hosts = setup.build()
+
+    def ready(self) -> None:
+        """Answers once the hosts are made and their kernels loaded."""
 
     def run(self, orders: Sequence[Order], first_epoch: int, n_epochs: int) -> EpochReport:
         """See Fleet.run."""
@@ -90,6 +95,7 @@ class RayFleet:
             self._actors.append(
                 remote.options(scheduling_strategy="SPREAD", **options).remote(part)
             )
+        ray.get([actor.ready.remote() for actor in self._actors])
 
     def run(self, orders: Sequence[Order], first_epoch: int, n_epochs: int) -> EpochReport:
         """See Fleet."""
@@ -117,29 +123,26 @@ class RayFleet:
 
 
 class CoordinatorActor:
-    """Owns a run. `run` works in one thread; `progress` and `stop` answer in others."""
+    """Owns a run. `prepare`, then `run` work in threads of theirs; the others answer meanwhile."""
 
     def __init__(self) -> None:
         self._stop = threading.Event()
         self._progress: Progress | None = None
 
+    def prepare(self, setup: HostSetup, hosts_per_actor: int) -> None:
+        """Start the hosts; nothing is written yet."""
+        self._fleet = RayFleet(setup, hosts_per_actor)
+
     def run(
-        self,
-        loaded: Loaded,
-        population: Population,
-        setup: HostSetup,
-        hosts_per_actor: int,
-        out: Path,
-        how: dict[str, Any],
+        self, loaded: Loaded, population: Population, out: Path, how: dict[str, Any]
     ) -> Outcome:
-        """Start the hosts and run the epoch loop to its end."""
-        fleet = RayFleet(setup, hosts_per_actor)
+        """Run the epoch loop to its end."""
         try:
             return Coordinator(
-                loaded, population, fleet, out, how, self._watch, self._stop.is_set
+                loaded, population, self._fleet, out, how, self._watch, self._stop.is_set
             ).run()
         finally:
-            fleet.close()
+            self._fleet.close()
 
     def progress(self) -> Progress | None:
         """The latest progress; None before the first barrier."""
@@ -170,13 +173,17 @@ def _cause(error: Exception) -> Exception:
 
 
 @contextlib.contextmanager
-def session(address: str | None) -> Iterator[dict[str, Any]]:
+def session(
+    address: str | None, starting: contextlib.AbstractContextManager[None]
+) -> Iterator[dict[str, Any]]:
     """A connection to Ray: a cluster of our own on this machine, or the one at `address`.
 
     Our own listens on the loopback device only, and asks for the token that
-    `ray_environment.prepare` made before Ray was imported. Yields facts of the cluster. Raises
-    ClusterError.
+    `ray_environment.prepare` made before Ray was imported. Ray starts inside `starting`. Yields
+    facts of the cluster. Raises ClusterError.
     """
+    # Or Ray makes an exit of SIGTERM while it starts, and what it had started stays for a minute.
+    ray._private.utils.set_sigterm_handler = lambda handler: None
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         options |= {"address": "local", "include_dashboard": False}
@@ -187,11 +194,12 @@ def session(address: str | None) -> Iterator[dict[str, Any]]:
     if cache is not None:
         options["runtime_env"] = {"env_vars": {CACHE_VARIABLE: cache}}
     try:
-        ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
-        where = "on this machine" if address is None else f"at {address}"
-        raise ClusterError(f"no Ray cluster {where}: {error}") from error
-    try:
+        try:
+            with starting:
+                ray.init(**options)
+        except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+            where = "on this machine" if address is None else f"at {address}"
+            raise ClusterError(f"no Ray cluster {where}: {error}") from error
         api: Any = ray  # these two carry no types
         cpus = int(api.cluster_resources().get("CPU", 1))
         yield {"ray": ray.__version__, "nodes": len(api.nodes()), "cpus": cpus}
@@ -207,18 +215,27 @@ def run(
     out: Path,
     how: dict[str, Any],
     watch: Watch,
-    should_stop: Any,
+    begin: Callable[[], None],
+    should_stop: Callable[[], bool],
 ) -> Outcome:
-    """Run on the connected cluster and watch it. Raises ClusterError when a process is lost."""
+    """Run on the connected cluster and watch it. Raises ClusterError when a process is lost.
+
+    `begin` is told once the hosts are there, before anything is written.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 4}
     coordinator: Any = (
         ray.remote(CoordinatorActor).options(scheduling_strategy=here, **options).remote()
     )
-    call = coordinator.run.remote(loaded, population, setup, hosts_per_actor, out, how)
     shown: Progress | None = None
     asked_to_stop = False
     try:
+        prepared = coordinator.prepare.remote(setup, hosts_per_actor)
+        while not ray.wait([prepared], timeout=POLL_S)[0]:  # a signal is heeded in between
+            pass
+        ray.get(prepared)
+        begin()
+        call = coordinator.run.remote(loaded, population, out, how)
         while not ray.wait([call], timeout=POLL_S)[0]:
             if should_stop() and not asked_to_stop:
                 asked_to_stop = True

@@ -7,6 +7,7 @@ one line each, without a traceback.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,7 +56,7 @@ def run(
     options = execute.Options(
         scenario=scenario,
         out=out,
-        address=None if local else address,
+        address=None if local else _cluster(address),
         hosts_per_actor=_packing(hosts_per_actor),
         seed=seed,
         check=check,
@@ -148,12 +149,27 @@ def import_(
     typer.echo(f"Trace          {out}")
 
 
+def _cluster(text: str) -> str:
+    from cluster import ray_environment
+
+    if text not in ("auto", "local") and ray_environment.head_of(text) is None:
+        client = "; ray:// (Ray Client) cannot drive a run" * text.startswith("ray:")
+        _fail(f"--address: {_shown(text)} must be {ray_environment.ALLOWED}{client}", 2)
+    return text
+
+
 def _packing(text: str) -> int | None:
     if text == "auto":
         return None
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        _fail(f"--hosts-per-actor: {text!r} must be auto or a whole number from 1", 2)
+    if re.fullmatch(r"0*[1-9][0-9]{0,8}", text) is None:
+        _fail(f"--hosts-per-actor: {_shown(text)} must be auto or a whole number from 1", 2)
     return int(text)
+
+
+def _shown(text: str) -> str:
+    from cluster.yaml_input import shown
+
+    return shown(text)
 
 
 def _fail(message: str, code: int) -> None:

@@ -19,13 +19,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cluster import budget, progress, ray_environment
+from cluster import budget, progress, ray_environment, tables
 from cluster.coordinator import Coordinator, Outcome
+from cluster.errors import ClusterError, StoppedError
 from cluster.fleet import HostSet, LocalFleet
 from cluster.population import Population, populate
 from cluster.scenario_file import Loaded, load
 from hostsim.host import warm
 
+NOT_BEGUN = "stopped before the run began: nothing was written"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOCAL_PROCESSES = 1
 RAY_PROCESSES = 6
 """Ray's own processes and the coordinator, beside the host actors."""
@@ -46,31 +49,80 @@ class Options:
 
 
 class Stop:
-    """Ctrl-C and SIGTERM ask for a stop; a second Ctrl-C interrupts at once."""
+    """Ctrl-C and SIGTERM end the command until the run begins; from then on they ask for a stop at
+    the next barrier. A second one interrupts at once."""
 
     def __init__(self) -> None:
         self._asked = threading.Event()
+        self._begun = False
+        self._react = self._interrupt
 
     def __call__(self) -> bool:
         return self._asked.is_set()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Heed the signals while inside."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number in before:
-            signal.signal(number, self._ask)
+        """Heed the signals while inside. Raises StoppedError for one before the run began."""
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        self._listen()
         try:
             yield
+        except (KeyboardInterrupt, SystemExit):
+            if self._begun:
+                raise
+            raise StoppedError(NOT_BEGUN) from None
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """While inside, a signal ends the process on the spot.
+
+        For the compiler: an exception in one of its callbacks would be lost, or break it.
+        """
+        self._react = self._leave
+        yield
+        self._react = self._interrupt
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A signal acts when this is over: what is half started cannot be taken down."""
+        self._react = self._wait
+        yield
+        self._react = self._interrupt
+        self._listen()  # again: Ray took SIGTERM for itself
+        if self._asked.is_set():
+            raise KeyboardInterrupt
+
+    def begin(self) -> None:
+        """The run begins: a stop now waits for a barrier, and keeps what there is."""
+        self._begun = True
+        self._react = self._say
+
+    def _listen(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._asked.is_set():
             raise KeyboardInterrupt
         self._asked.set()
+        self._react()
+
+    def _interrupt(self) -> None:
+        raise KeyboardInterrupt
+
+    def _wait(self) -> None:
+        pass
+
+    def _say(self) -> None:
         print("esxsim: stopping at the end of this barrier", file=sys.stderr)
+
+    def _leave(self) -> None:
+        shown = "\x1b[?25h\n" if os.isatty(2) else ""  # the bar had hidden the cursor
+        os.write(2, f"{shown}esxsim: {NOT_BEGUN}\n".encode())
+        os._exit(1)
 
 
 def run(options: Options) -> tuple[Outcome, Path]:
@@ -78,18 +130,33 @@ def run(options: Options) -> tuple[Outcome, Path]:
 
     Raises the errors that `cluster.errors` knows.
     """
-    loaded = load(options.scenario, data_root=options.data_root, seed=options.seed)
-    for warning in loaded.warnings:
-        print(f"esxsim: warning: {warning}", file=sys.stderr)
-    population = populate(loaded)
-    out = options.out or default_out(loaded)
     stop = Stop()
     with stop.listening():
+        loaded = load(options.scenario, data_root=options.data_root, seed=options.seed)
+        for warning in loaded.warnings:
+            print(f"esxsim: warning: {warning}", file=sys.stderr)
+        population = populate(loaded)
+        out = options.out or default_out(loaded)
+        _check_beforehand(options, loaded, population, out)
         if options.address is None:
             outcome = _run_local(options, loaded, population, out, stop)
         else:
             outcome = _run_on_ray(options, loaded, population, out, stop)
     return outcome, out
+
+
+def _check_beforehand(options: Options, loaded: Loaded, population: Population, out: Path) -> None:
+    """What can be refused at once, before compiling and starting Ray take their time."""
+    tables.check_usable(out)
+    processes = LOCAL_PROCESSES
+    if options.address is not None:  # how many actors `auto` makes is known once Ray runs
+        hosts = len(population.hosts)
+        processes = RAY_PROCESSES + -(-hosts // (options.hosts_per_actor or hosts))
+    _check_memory(options, loaded, population, processes)
+    if options.address not in (None, "local"):
+        why = ray_environment.why_unreachable(options.address)
+        if why is not None:
+            raise ClusterError(f"no Ray cluster at {options.address}: {why}")
 
 
 def default_out(loaded: Loaded) -> Path:
@@ -102,7 +169,6 @@ def _run_local(
     options: Options, loaded: Loaded, population: Population, out: Path, stop: Stop
 ) -> Outcome:
     scenario = loaded.scenario
-    _check_memory(options, loaded, population, LOCAL_PROCESSES)
     hosts = HostSet(
         population.hosts,
         seed=scenario.seed,
@@ -112,8 +178,10 @@ def _run_local(
         check=options.check,
     )
     with progress.shown(scenario) as watch:
-        warm(watch.note)
+        with stop.leaving():
+            warm(watch.note)
         how = _how(options, {"fleet": "local"})
+        stop.begin()
         return Coordinator(loaded, population, LocalFleet(hosts), out, how, watch, stop).run()
 
 
@@ -122,12 +190,14 @@ def _run_on_ray(
 ) -> Outcome:
     scenario = loaded.scenario
     with progress.shown(scenario) as watch:
-        warm(watch.note)  # once, before many processes would do it at the same time
+        with stop.leaving():  # once, before many processes would do it at the same time
+            warm(watch.note)
         watch.note("starting Ray")
         ray_environment.prepare(own_cluster=options.address == "local")
         from cluster import actors  # takes a second to import, and --local does without
 
-        with actors.session(None if options.address == "local" else options.address) as facts:
+        address = None if options.address == "local" else options.address
+        with actors.session(address, stop.waiting()) as facts:
             packed = actors.pack(len(population.hosts), facts["cpus"], options.hosts_per_actor)
             n_actors = -(-len(population.hosts) // packed)
             _check_memory(options, loaded, population, RAY_PROCESSES + n_actors)
@@ -143,7 +213,8 @@ def _run_on_ray(
             how |= {"ray_cluster": facts}
             # The coordinator needs what was decided from the trace, not the trace.
             light = replace(loaded, trace=None, trace_vms=None)
-            return actors.run(light, population, setup, packed, out.resolve(), how, watch, stop)
+            out = out.resolve()
+            return actors.run(light, population, setup, packed, out, how, watch, stop.begin, stop)
 
 
 def _check_memory(options: Options, loaded: Loaded, population: Population, processes: int) -> None:

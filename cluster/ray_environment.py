@@ -1,9 +1,42 @@
-"""What Ray reads from the environment, once, when it is imported: call `prepare` before that."""
+"""What is to be seen to before Ray is imported: its environment, which it reads once, then; and
+whether a head answers, for which Ray itself would try for minutes and fill the screen meanwhile.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import socket
+
+CONNECT_S = 5.0
+"""How long a head may take to answer."""
+ALLOWED = "auto, local, or HOST:PORT of the head of a Ray cluster"
+_HEAD = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):([0-9]{1,5})", re.ASCII)
+
+
+def head_of(address: str) -> tuple[str, int] | None:
+    """Host and port of a head's address; None where it is no such address."""
+    match = _HEAD.fullmatch(address)
+    if match is None or not 0 < int(match[2]) < 1 << 16:
+        return None
+    return match[1].strip("[]"), int(match[2])
+
+
+def why_unreachable(address: str) -> str | None:
+    """Why no head answers at `address`; None where one does, or where Ray is to look for it."""
+    if address == "auto":  # Ray looks here first, then among the processes of this machine
+        address = os.environ.get("RAY_ADDRESS") or "auto"
+    if address in ("auto", "local"):
+        return None
+    head = head_of(address)
+    if head is None:
+        return f"RAY_ADDRESS is {address!a}; it must be {ALLOWED}"
+    try:
+        socket.create_connection(head, timeout=CONNECT_S).close()
+    except OSError as error:
+        return f"nothing answers at {address} ({error.strerror or error})"
+    return None
 
 
 def prepare(own_cluster: bool) -> None:

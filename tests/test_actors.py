@@ -111,7 +111,7 @@ def actors() -> Iterator[ModuleType]:
     ray_environment.prepare(own_cluster=True)
     from cluster import actors
 
-    with actors.session(None):
+    with actors.session(None, contextlib.nullcontext()):
         yield actors
     os.environ.clear()
     os.environ.update(before)
@@ -138,7 +138,7 @@ def on_ray(
     )
     how = {"fleet": "ray"}
     outcome: Outcome = actors.run(
-        loaded, population, setup, hosts_per_actor, out, how, watch, should_stop
+        loaded, population, setup, hosts_per_actor, out, how, watch, lambda: None, should_stop
     )
     return outcome
 
@@ -295,3 +295,28 @@ def test_ctrl_c_ends_the_command_and_all_its_processes(command: Command) -> None
     assert "PARTIAL: the run ended early" in command.printed
     assert manifest_of(command.out)["reason"] == "the run was stopped before its end"
     assert len(pq.read_table(command.out / "hosts.parquet")) > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_ray_starts_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    main = [sys.executable, "-c", "from cluster.cli import main; main()"]
+    path, out = write(tmp_path, PRESSED), tmp_path / "out"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    with subprocess.Popen(
+        [*main, "run", str(path), "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean,
+        start_new_session=True,
+    ) as process:
+        while not named("gcs_server", process.pid):
+            assert process.poll() is None
+        below = processes_below(process.pid)
+        os.killpg(process.pid, signal.SIGINT) if number == signal.SIGINT else process.terminate()
+        printed, errors = process.communicate(timeout=TOO_LONG_S)
+    assert (process.returncode, printed) == (1, "")
+    last = "esxsim: stopped before the run began: nothing was written"
+    assert errors.splitlines() == ["esxsim: starting Ray", last]
+    assert not out.exists()
+    assert_gone(below)

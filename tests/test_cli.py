@@ -21,9 +21,9 @@ from synthetic_run import Synthetic
 from typer.testing import CliRunner
 
 from cluster.cli import app
-from cluster.errors import ClusterError, exit_code
+from cluster.errors import ClusterError, StoppedError, exit_code
 from cluster.scenario import Scenario
-from cluster.tables import OutputError
+from cluster.tables import OutputError, WriteError
 from cluster.traces import FORMATS, TraceError
 from cluster.yaml_input import InputError, Problem
 from hostsim.invariants import BrokenInvariantError
@@ -114,12 +114,17 @@ def test_warnings_are_shown_and_do_not_stop(tmp_path: Path) -> None:
     assert f"{path}: warning: vms[0] (web)" in command("validate", path).stderr
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", "", "²"])
+@pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", "", "²", "1234567890", " 1"])
 def test_hosts_per_actor_is_auto_or_a_number(scenario: Path, value: str) -> None:
     found = command("run", scenario, f"--hosts-per-actor={value}", code=2)
     assert found.stderr == (
         f"esxsim: --hosts-per-actor: {value!r} must be auto or a whole number from 1\n"
     )
+
+
+def test_a_number_of_a_million_digits_is_no_number_of_hosts(scenario: Path) -> None:
+    found = command("run", scenario, f"--hosts-per-actor={'9' * 1_000_000}", code=2)
+    assert len(found.stderr) < 200 and "(1000000 characters) must be auto or" in found.stderr
 
 
 @pytest.mark.parametrize(
@@ -290,7 +295,9 @@ def test_import_of_the_wrong_thing_is_wrong_input(tmp_path: Path) -> None:
         (InputError("f", [Problem("a", 1, "", "is wrong")]), 2),
         (TraceError(Path("f"), "is wrong"), 2),
         (OutputError("f"), 2),
+        (WriteError("full"), 1),
         (ClusterError("lost"), 1),
+        (StoppedError("stopped"), 1),
         (BrokenInvariantError("frames"), 1),
         (ValueError("a bug"), None),
         (AssertionError("a bug"), None),
