@@ -28,6 +28,8 @@ PART_ROWS = 65_536
 """Most rows of a part, and the rows of a row group of a joined table."""
 FIRST_PART_ROWS = 256
 PARTS = ".parts"
+RESERVE, RESERVE_BYTES = "reserve", 16 << 10
+"""Room beside the parts that a full disk cannot take: for the manifest that says what happened."""
 OWN_FILES = (
     "report.json",
     "hosts.parquet",
@@ -188,6 +190,7 @@ class RunFolder:
             raise
         write_text(out / "scenario.yaml", scenario_yaml)
         try:
+            (out / PARTS / RESERVE).write_bytes(bytes(RESERVE_BYTES))
             # Unbuffered: a line is one write, so a killed run tears no line.
             self._events = (out / "events.jsonl").open("ab", buffering=0)
         except OSError as error:
@@ -213,9 +216,13 @@ class RunFolder:
 
     def event(self, at_ms: int, kind: str, **facts: Any) -> None:
         """One line of events.jsonl: when, what, to whom, and the numbers that decided it."""
-        line = json.dumps({"at_s": at_ms / 1e3, "kind": kind, **facts}, allow_nan=False)
+        text = json.dumps({"at_s": at_ms / 1e3, "kind": kind, **facts}, allow_nan=False)
+        line = text.encode() + b"\n"
         try:
-            self._events.write(line.encode() + b"\n")
+            written = self._events.write(line)
+            if written < len(line):  # a disk that gets full takes a part of it
+                self._events.truncate(self._events.tell() - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise WriteError(f"cannot write events in {self.out}: {error.strerror}") from error
 
@@ -240,6 +247,12 @@ class RunFolder:
             report = {**report, "partial": True, "digest": None}
         try:
             self._close(report, vms)
+        except WriteError:
+            (self.out / PARTS / RESERVE).unlink(missing_ok=True)
+            for table in self._held:  # more room: what is joined is in parts too
+                if any((self.out / PARTS).glob(f"{table}-*.parquet")):
+                    (self.out / f"{table}.parquet").unlink(missing_ok=True)
+            raise
         finally:
             self._manifest(manifest or {}, partial=True, reason=reason)
 
@@ -261,6 +274,7 @@ class RunFolder:
         for table, held in self._held.items():
             if held or not self._parts[table]:  # an empty table is a table too
                 self._flush(table)
+        for table in self._held:  # joined once all is in parts, should there be room for no more
             _join(self.out, table)
         if vms is not None:
             write_table(self.out / "vms.parquet", vms)

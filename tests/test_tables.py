@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -194,6 +196,7 @@ def test_a_full_disk_keeps_the_parts_and_says_why_the_run_ended(
 ) -> None:
     folder = Synthetic(n_hosts=40, epochs=60).folder(tmp_path, detail_vms=True)
     before = files(tmp_path / tables.PARTS)
+    assert (tmp_path / tables.PARTS / tables.RESERVE).stat().st_size == tables.RESERVE_BYTES
     _full_for("epochs.parquet", monkeypatch)
     with pytest.raises(WriteError, match=r"epochs\.parquet: No space left on device"):
         folder.finish({}, {}, {})
@@ -202,9 +205,9 @@ def test_a_full_disk_keeps_the_parts_and_says_why_the_run_ended(
         folder.abandon("the run failed: no space", None, None, {"n": 1})
     found = manifest(tmp_path)
     assert (found["partial"], found["reason"], found["n"]) == (True, "the run failed: no space", 1)
-    left = ["events.jsonl", "hosts.parquet", "manifest.json", "scenario.yaml", "vms_epochs.parquet"]
-    assert files(tmp_path) == [".parts", *left]
-    assert set(files(tmp_path / tables.PARTS)) > set(before)
+    assert files(tmp_path) == [".parts", "events.jsonl", "manifest.json", "scenario.yaml"]
+    assert set(files(tmp_path / tables.PARTS)) > set(before) - {tables.RESERVE}
+    assert tables.RESERVE not in files(tmp_path / tables.PARTS)
     parts = [pq.read_table(part) for part in table_files(tmp_path, "epochs")]
     assert pa.concat_tables(parts)["epoch"].to_pylist() == list(range(60))
     assert html.build(tmp_path).exists()
@@ -223,6 +226,21 @@ def test_rows_that_found_no_room_are_kept_for_the_next_try(
             folder.finish({}, {}, {})
     folder.abandon("there is room again")
     assert len(pq.read_table(tmp_path / "hosts.parquet")) == 20
+
+
+def test_a_line_that_finds_no_room_is_not_torn(tmp_path: Path) -> None:
+    class Full(io.FileIO):
+        def write(self, line: Any) -> int:
+            return super().write(line[:9])
+
+    folder = Synthetic().folder(tmp_path)
+    before = (tmp_path / "events.jsonl").read_bytes()
+    folder._events.close()
+    folder._events = Full(tmp_path / "events.jsonl", "ab")
+    with pytest.raises(WriteError, match="No space left on device"):
+        folder.event(0, "reset", vm="web")
+    folder.abandon("end of test")
+    assert (tmp_path / "events.jsonl").read_bytes() == before
 
 
 def test_a_disk_full_from_the_start_leaves_a_folder_that_can_be_used_again(
