@@ -9,6 +9,8 @@ with the running period, so that it rises within seconds and falls slowly.
 
 from __future__ import annotations
 
+import numpy as np
+
 from hostsim import rng
 from hostsim.jit import i64, kernel
 from hostsim.state import ACCESSED, RESIDENT, SHARED, STATE, Array, HostState, alloc_of, count_vms
@@ -16,6 +18,9 @@ from hostsim.state import ACCESSED, RESIDENT, SHARED, STATE, Array, HostState, a
 SLOW_GAIN = 0.25
 FAST_GAIN = 0.75
 """Gains of the averages, derived from the curves of [FIG 6]: the paper does not state them."""
+BLOCK = 64
+"""Pages that are counted together: fewer than a byte counts to."""
+_STATE, _RESIDENT, _SHARED = np.uint8(STATE), np.uint8(RESIDENT), np.uint8(SHARED)
 
 
 @kernel
@@ -73,11 +78,33 @@ def _sort(values: Array) -> None:
 
 
 @kernel
+def _count_in_memory(block: Array) -> int:
+    """Of at most BLOCK state bytes. In bytes throughout, so that compilers count many at a time."""
+    inside = np.uint8(0)
+    for i in range(block.size):
+        state = block[i] & _STATE
+        inside = np.uint8(inside + np.uint8((state == _RESIDENT) | (state == _SHARED)))
+    return i64(inside)
+
+
+@kernel
+def _place_of_rank(block: Array, rank: int) -> int:
+    """Where in the block the page in memory lies that has `rank` others before it."""
+    i = i64(-1)
+    while rank >= 0:
+        i += 1
+        state = block[i] & _STATE
+        rank -= (state == _RESIDENT) | (state == _SHARED)
+    return i
+
+
+@kernel
 def _draw(st: HostState, v: int) -> None:
     """Start a period: draw the sample, with replacement, uniformly from the pages in memory.
 
     The draws are ranks among those pages, found in one pass over the VM: where few of its pages
-    are in memory, to look at random ones would take long, and then favour those after a gap.
+    are in memory, to look at random ones would take long, and then favour those after a gap. Pages
+    are counted by blocks; only a block that holds a drawn rank is looked into.
     """
     vm = st.vms[v]
     key = rng.stream(st.host[0].seed, rng.SAMPLE, vm.vm, st.host[0].tick)
@@ -89,14 +116,18 @@ def _draw(st: HostState, v: int) -> None:
     for i in range(vm.samples):
         sample[i] = rng.below(key, i, n_in_memory)
     _sort(sample)
-    ppn, rank = i64(-1), i64(-1)
-    for i in range(vm.samples):
-        while rank < sample[i]:
-            ppn += 1
-            state = i64(st.page[vm.base_slot + ppn]) & STATE
-            rank += state == RESIDENT or state == SHARED
-        sample[i] = ppn
-        st.page[vm.base_slot + ppn] = i64(st.page[vm.base_slot + ppn]) & ~ACCESSED
+    page = st.page[vm.base_slot : vm.base_slot + vm.size_slots]
+    found, before, start = i64(0), i64(0), i64(0)
+    while found < sample.size:
+        block = page[start : start + BLOCK]
+        inside = _count_in_memory(block)
+        while found < sample.size and sample[found] < before + inside:
+            sample[found] = start + _place_of_rank(block, sample[found] - before)
+            found += 1
+        before += inside
+        start += BLOCK
+    for i in range(sample.size):
+        page[sample[i]] = i64(page[sample[i]]) & ~ACCESSED
 
 
 @kernel
