@@ -11,6 +11,7 @@ import numpy as np
 
 from hostsim import replacement, rng
 from hostsim.jit import kernel, small
+from hostsim.ranks import PINNED, place_of
 from hostsim.state import (
     BALLOONED,
     DRIVER_PRESENT,
@@ -44,11 +45,7 @@ def _find_ballooned(st: HostState, v: int, key: np.uint64, draw: int) -> int:
         if state_of(st, vm.base_slot + ppn) == BALLOONED:
             return ppn
     rank = rng.below(key, first_draw + LOOKS, vm.ballooned)
-    ppn = -1
-    while rank >= 0:
-        ppn += 1
-        rank -= state_of(st, vm.base_slot + ppn) == BALLOONED
-    return ppn
+    return place_of(st.page[vm.base_slot : vm.base_slot + vm.size_slots], PINNED, rank)
 
 
 @kernel

@@ -11,6 +11,7 @@ import numpy as np
 
 from hostsim import fault, rng
 from hostsim.jit import i64, kernel, small
+from hostsim.ranks import BLOCK, place_of, used_as
 from hostsim.state import (
     ACCESSED,
     ANON,
@@ -19,8 +20,11 @@ from hostsim.state import (
     FREE,
     RESIDENT,
     SHARED,
+    STATE,
     SWAPPED,
     UNTOUCHED,
+    USE_SHIFT,
+    Array,
     HostState,
     set_state,
     state_of,
@@ -29,6 +33,8 @@ from hostsim.state import (
 
 LOOKS = 64
 """Random pages the guest looks at before it settles for a worse one: its LRU is approximate."""
+_STATE, _IN_USE = np.uint8(STATE), np.uint8(1 << USE_SHIFT)
+_UNTOUCHED, _BALLOONED = np.uint8(UNTOUCHED), np.uint8(BALLOONED)
 
 
 @small
@@ -54,12 +60,30 @@ def count_use(st: HostState, v: int, use: int, change: int) -> None:
 
 
 @kernel
+def _is_any_free(block: Array) -> bool:
+    """Whether `is_guest_free` holds for any of these state bytes. In bytes, for vector code."""
+    found = np.uint8(0)
+    for i in range(block.size):
+        state = block[i] & _STATE
+        is_unused = (block[i] < _IN_USE) & (state != _BALLOONED)
+        found = np.uint8(found | np.uint8((state == _UNTOUCHED) | is_unused))
+    return found != np.uint8(0)
+
+
+@kernel
 def _find_free(st: HostState, v: int) -> int:
     """A guest-free page: downwards from where the last one was found. There must be one."""
     vm = st.vms[v]
+    page = st.page[vm.base_slot : vm.base_slot + vm.size_slots]
     ppn = vm.free_cursor
     while not is_guest_free(st, vm.base_slot + ppn):
-        ppn = ppn - 1 if ppn > 0 else vm.size_slots - 1
+        ends_block = ppn % BLOCK == BLOCK - 1
+        if ends_block and not _is_any_free(page[ppn + 1 - BLOCK : ppn + 1]):
+            ppn -= BLOCK
+        else:
+            ppn -= 1
+        if ppn < 0:
+            ppn = vm.size_slots - 1
     vm.free_cursor = ppn
     return ppn
 
@@ -81,11 +105,8 @@ def _find_use(st: HostState, v: int, use: int, key: np.uint64) -> int:
         if _holds(st, vm.base_slot + ppn, use):
             return ppn
     rank = rng.below(key, 2 * LOOKS, vm.cache if use == CACHE else vm.anon)
-    ppn = -1
-    while rank >= 0:
-        ppn += 1
-        rank -= _holds(st, vm.base_slot + ppn, use)
-    return ppn
+    page = st.page[vm.base_slot : vm.base_slot + vm.size_slots]
+    return place_of(page, used_as(use), rank)
 
 
 @kernel

@@ -9,18 +9,14 @@ with the running period, so that it rises within seconds and falls slowly.
 
 from __future__ import annotations
 
-import numpy as np
-
 from hostsim import rng
 from hostsim.jit import i64, kernel
+from hostsim.ranks import BLOCK, IN_MEMORY, count, place_in
 from hostsim.state import ACCESSED, RESIDENT, SHARED, STATE, Array, HostState, alloc_of, count_vms
 
 SLOW_GAIN = 0.25
 FAST_GAIN = 0.75
 """Gains of the averages, derived from the curves of [FIG 6]: the paper does not state them."""
-BLOCK = 64
-"""Pages that are counted together: fewer than a byte counts to."""
-_STATE, _RESIDENT, _SHARED = np.uint8(STATE), np.uint8(RESIDENT), np.uint8(SHARED)
 
 
 @kernel
@@ -78,27 +74,6 @@ def _sort(values: Array) -> None:
 
 
 @kernel
-def _count_in_memory(block: Array) -> int:
-    """Of at most BLOCK state bytes. In bytes throughout, so that compilers count many at a time."""
-    inside = np.uint8(0)
-    for i in range(block.size):
-        state = block[i] & _STATE
-        inside = np.uint8(inside + np.uint8((state == _RESIDENT) | (state == _SHARED)))
-    return i64(inside)
-
-
-@kernel
-def _place_of_rank(block: Array, rank: int) -> int:
-    """Where in the block the page in memory lies that has `rank` others before it."""
-    i = i64(-1)
-    while rank >= 0:
-        i += 1
-        state = block[i] & _STATE
-        rank -= (state == _RESIDENT) | (state == _SHARED)
-    return i
-
-
-@kernel
 def _draw(st: HostState, v: int) -> None:
     """Start a period: draw the sample, with replacement, uniformly from the pages in memory.
 
@@ -120,9 +95,9 @@ def _draw(st: HostState, v: int) -> None:
     found, before, start = i64(0), i64(0), i64(0)
     while found < sample.size:
         block = page[start : start + BLOCK]
-        inside = _count_in_memory(block)
+        inside = count(block, IN_MEMORY)
         while found < sample.size and sample[found] < before + inside:
-            sample[found] = start + _place_of_rank(block, sample[found] - before)
+            sample[found] = start + place_in(block, IN_MEMORY, sample[found] - before)
             found += 1
         before += inside
         start += BLOCK

@@ -20,6 +20,7 @@ LAYERS = [
     "hostsim.guest_config",
     "hostsim.program",
     "hostsim.spec hostsim.state",
+    "hostsim.ranks",
     "hostsim.composition hostsim.allocate hostsim.reclaim hostsim.sample hostsim.share"
     " hostsim.invariants",
     "hostsim.fault hostsim.contents hostsim.load hostsim.measure hostsim.packing",
