@@ -22,6 +22,8 @@ from hostsim.units import GIB, MIB, slots
 
 SLOT_BYTES = 5
 """4 B of content id and 1 B of state."""
+WINDOW_BYTES = 9
+"""Working space of a host, for a slot of its largest VM: loudness, and two places."""
 CONTENT_BYTES = 80
 """A count of references, a hint, and up to four entries of the table of stale hints."""
 PROCESS_BYTES = 150 * MIB
@@ -44,9 +46,11 @@ class TooLargeError(InputError):
 def estimate(population: Population, sample: int, processes: int) -> int:
     """Bytes that all processes of a run take together, at its busiest moment."""
     at_peak = _busiest(population.vms, sample)
+    sizes = sorted((slots(spec.config.memory, sample) for spec in at_peak), reverse=True)
     programs = {id(vm.spec.program): len(vm.spec.program) for vm in population.vms}
     return (
-        sum(slots(spec.config.memory, sample) for spec in at_peak) * SLOT_BYTES
+        sum(sizes) * SLOT_BYTES
+        + sum(sizes[: len(population.hosts)]) * WINDOW_BYTES
         + _contents(population, at_peak, sample) * CONTENT_BYTES
         + sum(programs.values()) * ROW.itemsize * _HELD_TWICE
         + len(population.vms) * VM_BYTES

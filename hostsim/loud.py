@@ -27,7 +27,7 @@ QUIET, LOUD_WRITES = map(i64, range(2))
 LOUD = 2
 """Loudness from which any touch may change something; 1: only a write may."""
 ANY, WRITE = map(i64, range(2))
-"""Rows of `heard`: pages that any touch changes, pages that only a write changes."""
+"""The lists in `heard`: of pages that any touch changes, and that only a write changes."""
 BLOCK = 64
 """Pages that are looked at together for a loud one."""
 
@@ -50,13 +50,21 @@ def loudness(byte: int, word: int) -> int:
 
 
 @small
+def slot_of(st: HostState, which: int, i: int) -> int:
+    """Where entry `i` of a list lies in `heard`: one list begins at each end, as pages are in one
+    of them at most."""
+    return i if which == ANY else st.heard.size - 1 - i
+
+
+@small
 def _add(st: HostState, offset: int, loudness: int) -> None:
     """Put an offset at the end of its list, if it is loud."""
     if loudness == QUIET:
         return
     which = ANY if loudness >= LOUD else WRITE
-    st.heard[which, st.n_heard[which]] = offset
-    st.heard_at[offset] = st.n_heard[which]
+    at = slot_of(st, which, st.n_heard[which])
+    st.heard[at] = offset
+    st.heard_at[offset] = at
     st.n_heard[which] += 1
 
 
@@ -67,9 +75,9 @@ def _remove(st: HostState, offset: int, loudness: int) -> None:
         return
     which = ANY if loudness >= LOUD else WRITE
     st.n_heard[which] -= 1
-    last = st.heard[which, st.n_heard[which]]
+    last = st.heard[slot_of(st, which, st.n_heard[which])]
     at = st.heard_at[offset]
-    st.heard[which, at] = last
+    st.heard[at] = last
     st.heard_at[last] = at
 
 

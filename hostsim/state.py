@@ -146,7 +146,7 @@ class HostState:
     scratch     (5, n_rows) int64  working space of one call, as kernels allocate nothing
     active      (n_rows,) float64  the same
     loud        (n_loud,) uint8    the same: loudness by place in one VM's active window, see `loud`
-    heard       (2, n_loud) int32  the same: places that any touch changes, that a write changes
+    heard       (n_loud,) int32    the same: places that any touch changes, that a write changes
     heard_at    (n_loud,) int32    the same: where in its list a place is
     n_heard     (2,) int64         the same: lengths of the lists
     powers      (64,) float64      the same
@@ -215,7 +215,7 @@ ARRAYS: dict[str, tuple[np.dtype[Any], int]] = {
     "scratch": (INT, 2),
     "active": (np.dtype(np.float64), 1),
     "loud": (np.dtype(np.uint8), 1),
-    "heard": (np.dtype(np.int32), 2),
+    "heard": (np.dtype(np.int32), 1),
     "heard_at": (np.dtype(np.int32), 1),
     "n_heard": (INT, 1),
     "powers": (np.dtype(np.float64), 1),
@@ -344,6 +344,6 @@ def window_space(n: int) -> dict[str, Array]:
     """Working space for active windows of up to `n` pages."""
     return {
         "loud": np.zeros(n, np.uint8),
-        "heard": np.zeros((2, n), np.int32),
+        "heard": np.zeros(n, np.int32),
         "heard_at": np.zeros(n, np.int32),
     }

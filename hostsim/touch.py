@@ -12,7 +12,7 @@ import numpy as np
 from hostsim import guest, rng
 from hostsim.jit import i64, kernel, small
 from hostsim.lost import settle
-from hostsim.loud import ANY, LOUD, WRITE, listen, listen_again
+from hostsim.loud import ANY, LOUD, WRITE, listen, listen_again, slot_of
 from hostsim.program import SWEEP, UNIFORM
 from hostsim.state import HostState
 
@@ -127,7 +127,7 @@ def touch_uniform(st: HostState, v: int, n: int, touch_ns: int, writes: int) -> 
         third = rng.mix(key + (draw + np.uint64(2)) * _WEYL)
         draw += np.uint64(3)
         which = ANY if second * loud < by_any else WRITE
-        offset = i64(st.heard[which, place_of(third, st.n_heard[which])])
+        offset = i64(st.heard[slot_of(st, which, place_of(third, st.n_heard[which]))])
         is_write = is_write_of(third, writes) if which == ANY else i64(1)
         vm.left_ns -= touch_ns
         is_done, going = make(st, v, offset, is_write)

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from scenario_files import HOST, IMAGE, VM, loaded
 
-from cluster.budget import CONTENT_BYTES, PROCESS_BYTES, SLOT_BYTES, TooLargeError, check, estimate
+from cluster.budget import (
+    CONTENT_BYTES,
+    PROCESS_BYTES,
+    SLOT_BYTES,
+    WINDOW_BYTES,
+    TooLargeError,
+    check,
+    estimate,
+)
 from cluster.population import Population, populate
 from cluster.yaml_input import InputError
 from hostsim.program import ROW
@@ -19,6 +27,8 @@ from hostsim.state import HostState, empty
 from hostsim.units import GIB, MIB, PAGE_SIZE
 
 SLOTS = 3 * GIB // PAGE_SIZE
+IN_ALL = SLOTS * SLOT_BYTES + 2 * SLOTS // 3 * WINDOW_BYTES
+"""Three VMs of 1 GiB; each of the two hosts has working space for one of them."""
 
 
 def population(folder: Path, **values: Any) -> Population:
@@ -29,13 +39,15 @@ def test_slots_and_processes_are_counted(tmp_path: Path) -> None:
     found = population(tmp_path)
     one, two = estimate(found, 1, 1), estimate(found, 1, 2)
     assert two - one == PROCESS_BYTES
-    assert SLOTS * SLOT_BYTES < one - PROCESS_BYTES < SLOTS * SLOT_BYTES + MIB
-    assert estimate(found, 64, 0) < SLOTS * SLOT_BYTES // 64 + MIB
+    assert IN_ALL < one - PROCESS_BYTES < IN_ALL + MIB
+    assert estimate(found, 64, 0) < IN_ALL // 64 + MIB
 
 
 def test_the_constants_are_those_of_the_state() -> None:
     state: HostState = empty(1, 1)
     assert state.page.itemsize + state.content.itemsize == SLOT_BYTES
+    window = state.loud.itemsize + state.heard.itemsize + state.heard_at.itemsize
+    assert window == WINDOW_BYTES
     stale = state.stale_page.itemsize + state.stale_at.itemsize
     assert state.refs.itemsize + state.hints.itemsize + 4 * stale == CONTENT_BYTES
 
@@ -54,14 +66,17 @@ def test_contents_are_counted_per_host_or_per_vm_with_salting(tmp_path: Path) ->
 
 
 def test_only_the_busiest_moment_counts(tmp_path: Path) -> None:
-    def slots_of(**values: Any) -> float:
+    def vms_of(**values: Any) -> int:
+        """How many VMs' slots the estimate is for; working space is for two of them at most."""
         found = population(tmp_path, vms=[VM | values])
-        return (estimate(found, 1, 0) - 3 * 4096) / SLOT_BYTES / (SLOTS // 3)
+        per_slot = round((estimate(found, 1, 0) - 3 * 4096) / (SLOTS // 3), 1)
+        costs = [n * SLOT_BYTES + min(n, 2) * WINDOW_BYTES for n in range(4)]
+        return costs.index(per_slot)
 
-    assert round(slots_of(), 1) == 3
-    assert round(slots_of(stop="10 min", interval="10 min"), 1) == 1
-    assert round(slots_of(stop="10 min", interval="9 min"), 1) == 2
-    assert round(slots_of(start="never"), 1) == 3
+    assert vms_of() == 3
+    assert vms_of(stop="10 min", interval="10 min") == 1
+    assert vms_of(stop="10 min", interval="9 min") == 2
+    assert vms_of(start="never") == 3
 
 
 def test_rows_of_programs_are_counted(tmp_path: Path) -> None:
