@@ -159,7 +159,7 @@ def test_skipped_touches_change_nothing_that_can_be_seen(
 
 # Uniform touches: the same distribution
 
-SEEDS = 300
+SEEDS = 200
 EVENTS = ("cow_breaks", "swap_ins", "zero_fills", "guest_page_ins", "stalled_touches")
 
 
@@ -206,7 +206,7 @@ def mixed_host() -> Host:
 
 @pytest.mark.parametrize("vm", [1, 2, 3])
 def test_uniform_touches_are_distributed_as_if_all_were_made(vm: int) -> None:
-    """300 seeds of one step on a host where everything happens. Means within 4.5 standard errors,
+    """200 seeds of one step on a host where everything happens. Means within 4.5 standard errors,
     variances within 4.5 of theirs (kurtosis included), and how often each page was changed: the
     mean square of its deviations, in units of chance, is 1 within 4.5 sd. Seeds fixed."""
     host = mixed_host()

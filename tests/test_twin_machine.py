@@ -306,7 +306,7 @@ def test_fast_host_and_literal_twin_agree_after_every_operation() -> None:
     run_state_machine_as_test(
         TwinMachine,
         settings=settings(
-            max_examples=30,
+            max_examples=20,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,
