@@ -245,7 +245,7 @@ def test_a_run_too_large_for_the_machine_is_refused_with_the_knob(
     hosts = [HOST | {"count": 8, "memory": "64 GiB"}]
     path = write(tmp_path, changed(hosts=hosts, **vm(count=200, memory="8 GiB")))
     (line,) = refused(path)
-    needed = "the run needs about 2.1 GiB of memory, 0.3 GiB are available"
+    needed = "the run needs about 2.2 GiB of memory, 0.3 GiB are available"
     assert line == f"{path}: fidelity.sample: 1: {needed}; 16 would fit"
 
 
