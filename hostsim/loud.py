@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from hostsim.jit import i64, kernel, small
+from hostsim.ranks import BLOCK
 from hostsim.state import (
     ACCESSED,
     ANON,
@@ -23,13 +24,10 @@ from hostsim.state import (
     HostState,
 )
 
-QUIET, LOUD_WRITES = map(i64, range(2))
-LOUD = 2
+QUIET, LOUD = i64(0), 2
 """Loudness from which any touch may change something; 1: only a write may."""
 ANY, WRITE = map(i64, range(2))
 """The lists in `heard`: of pages that any touch changes, and that only a write changes."""
-BLOCK = 64
-"""Pages that are looked at together for a loud one."""
 
 
 @small
@@ -57,11 +55,11 @@ def slot_of(st: HostState, which: int, i: int) -> int:
 
 
 @small
-def _add(st: HostState, offset: int, loudness: int) -> None:
+def _add(st: HostState, offset: int, volume: int) -> None:
     """Put an offset at the end of its list, if it is loud."""
-    if loudness == QUIET:
+    if volume == QUIET:
         return
-    which = ANY if loudness >= LOUD else WRITE
+    which = ANY if volume >= LOUD else WRITE
     at = slot_of(st, which, st.n_heard[which])
     st.heard[at] = offset
     st.heard_at[offset] = at
@@ -69,11 +67,11 @@ def _add(st: HostState, offset: int, loudness: int) -> None:
 
 
 @small
-def _remove(st: HostState, offset: int, loudness: int) -> None:
+def _remove(st: HostState, offset: int, volume: int) -> None:
     """Take an offset from the list that it is in; the last one of the list fills its place."""
-    if loudness == QUIET:
+    if volume == QUIET:
         return
-    which = ANY if loudness >= LOUD else WRITE
+    which = ANY if volume >= LOUD else WRITE
     st.n_heard[which] -= 1
     last = st.heard[slot_of(st, which, st.n_heard[which])]
     at = st.heard_at[offset]
