@@ -138,14 +138,17 @@ def _named(data: dict[str, Any]) -> Iterator[tuple[Place, str, str]]:
 
 def sizes(parts: Parts) -> Iterator[Problem]:
     """A VM fits into some host, and its guest's boot footprint into the VM."""
-    footprints = {image.name: image.footprint for _, image in parts.items("images")}
+    images = {image.name: image for _, image in parts.items("images")}
     hosts = [group for _, group in parts.items("hosts")]
     largest = max((group.memory for group in hosts), default=0)
     admits = max((group.memory - group.reserve for group in hosts), default=0)
     for at, group in parts.items("vms"):
-        if footprints.get(group.image, 0) > group.memory:
+        image = images.get(group.image)
+        structures = 0 if image is None else group.memory * image.structures // 1000
+        if image is not None and image.footprint + structures > group.memory:
             why = f"is less than the boot footprint of {group.image}"
-            why += f", {bytes_text(footprints[group.image])}"
+            why += f", {bytes_text(image.footprint)}"
+            why += f" and {bytes_text(structures)} of structures" * (structures > 0)
             yield parts.problem("vms", at, "memory", why=why)
         if not parts.whole("hosts"):
             continue

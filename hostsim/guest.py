@@ -10,13 +10,20 @@ PPNs need no second level of mapping. A guest with nothing left to give gets its
 
 from __future__ import annotations
 
-from hostsim import fault
+from hostsim import fault, rng
 from hostsim.jit import i64, kernel, small
-from hostsim.replacement import count_use, give_page, in_guest_memory, take_back
+from hostsim.replacement import (
+    count_use,
+    find_coldest,
+    give_page,
+    in_guest_memory,
+    take_back,
+)
 from hostsim.state import (
     ANON,
     APPLICATION,
     BALLOONED,
+    CACHE,
     DUPLICATE,
     FREE,
     GUEST_PAGING,
@@ -26,6 +33,7 @@ from hostsim.state import (
     IN_KERNEL,
     INDEX,
     STALE,
+    SWAPPED,
     UNIQUE,
     ZERO,
     HostState,
@@ -194,6 +202,34 @@ def access(st: HostState, v: int, ppn: int, is_write: int) -> int:
     if is_write == 1 and use == ANON:
         return fault.touch(st, v, ppn, 1, fresh_word(st, v))
     return fault.touch(st, v, ppn, 0, 0)
+
+
+@kernel
+def read_data(st: HostState, v: int) -> int:
+    """The workload uses file data that is not cached: it is read from the guest's disk over a cold
+    page of the cache, or past it where there is none. Returns the cost, or why it stalls.
+
+    A page that the host had swapped is read back only to be overwritten: VSwapper's stale read.
+    """
+    host = st.host[0]
+    vm = st.vms[v]
+    if vm.disk_io_left <= 0:
+        return fault.NO_GUEST_IO
+    key = rng.stream(host.seed, rng.GUEST, vm.vm, vm.gifts)
+    vm.gifts += 1
+    ppn = find_coldest(st, v, CACHE, key)
+    cost = i64(0)
+    if ppn >= 0:
+        vm.given = ppn
+        is_stale = state_of(st, vm.base_slot + ppn) == SWAPPED
+        cost = fault.touch(st, v, ppn, 1, fresh_word(st, v))
+        if cost < 0:
+            return cost
+        host.stale_reads += is_stale
+    vm.disk_io_left -= 1
+    host.guest_page_ins += 1
+    vm.cause = GUEST_PAGING
+    return cost + vm.disk_latency_ns * host.sample
 
 
 @kernel

@@ -79,8 +79,10 @@ def fill_vm(row: Any, spec: VmSpec, composition: Composition, host: Any) -> None
     row.guest_swap = slots(guest_swap if config.guest_swap is None else config.guest_swap, k)
     row.windows = image.os == "windows"
     row.copies_permille = composition.copies_permille
-    row.footprint = max(min(slots(image.footprint, k), row.size_slots), 1)
-    kernel = row.footprint * composition.kernel_permille // 1000
+    structures = row.size_slots * image.structures // 1000
+    footprint = max(min(slots(image.footprint, k), row.size_slots), 1)
+    row.footprint = min(footprint + structures, row.size_slots)
+    kernel = footprint * composition.kernel_permille // 1000 + structures
     row.kernel = min(kernel, row.size_slots - 1)  # the active set needs a page to lie in
     row.boot_ms = image.boot
     row.boot_end_ns = image.boot * 1_000_000
@@ -93,7 +95,7 @@ def fill_vm(row: Any, spec: VmSpec, composition: Composition, host: Any) -> None
 def program_slots(rows: ProgramRows, sample: int) -> Array:
     """A program in slots: amounts rounded to nearest, at least one slot of an active set."""
     scaled = rows.copy()
-    for name in ("memory_pages", "active_pages"):
+    for name in ("memory_pages", "active_pages", "data_pages"):
         pages = rows[name]
         nearest = (2 * pages + sample) // (2 * sample)
         scaled[name] = np.where(pages == KEEP, KEEP, np.where(pages > 0, np.maximum(nearest, 1), 0))

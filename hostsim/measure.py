@@ -67,6 +67,7 @@ HOST_ROW = np.dtype(
         ("swap_out_pages", np.int64),
         ("swap_in_pages", np.int64),
         ("double_paging_pages", np.int64),
+        ("stale_read_pages", np.int64),
         ("guest_paging_pages", np.int64),
         ("stalled_touches", np.int64),
     ]
@@ -110,6 +111,7 @@ _EVENTS = {
     "swap_out_pages": "swap_outs",
     "swap_in_pages": "swap_ins",
     "double_paging_pages": "double_pagings",
+    "stale_read_pages": "stale_reads",
     "stalled_touches": "stalled_touches",
 }
 """Columns of HOST_ROW that are counters of the state, and their names there."""

@@ -156,7 +156,10 @@ def _require_program(rows: Rows) -> None:
             (rows["locality"] >= 0).all() and (rows["locality"] < len(LOCALITIES)).all()
         ),
     }
-    for name in ("growth_pages_per_s", "active_pages", "writes_permille", "cpu_permille"):
+    for name in (
+        *("growth_pages_per_s", "active_pages", "data_pages"),
+        *("writes_permille", "cpu_permille"),
+    ):
         holds[name] = bool((rows[name] >= 0).all())
     wrong = [name for name, is_right in holds.items() if not is_right]
     if wrong:

@@ -11,6 +11,7 @@ import numpy as np
 
 from hostsim import fault, rng
 from hostsim.jit import i64, kernel, small
+from hostsim.program import ZIPF
 from hostsim.ranks import BLOCK, place_of, used_as
 from hostsim.state import (
     ACCESSED,
@@ -93,13 +94,41 @@ def _holds(st: HostState, slot: int, use: int) -> bool:
     return use_of(st, slot) == use and in_guest_memory(state_of(st, slot))
 
 
-@kernel
-def _find_use(st: HostState, v: int, use: int, key: np.uint64) -> int:
-    """A random page of this use, CACHE or ANON, in guest memory. The caller saw that there is one.
+@small
+def _is_ranked(st: HostState, v: int) -> bool:
+    """Whether the workload prefers some pages of its active window to others."""
+    vm = st.vms[v]
+    return st.programs[vm.program + vm.row].locality >= ZIPF
 
-    LOOKS random pages; then a draw among all that there are.
+
+@kernel
+def find_coldest(st: HostState, v: int, use: int, key: np.uint64) -> int:
+    """The coldest page of this use among LOOKS random ones of the active window, or -1.
+
+    The window's first page has the lowest rank, see `touch`.
     """
     vm = st.vms[v]
+    coldest = vm.active
+    for look in range(LOOKS):
+        offset = rng.below(key, look, vm.active)
+        ppn = vm.kernel + (vm.window + offset) % vm.span
+        if offset < coldest and _holds(st, vm.base_slot + ppn, use):
+            coldest = offset
+    return -1 if coldest == vm.active else vm.kernel + (vm.window + coldest) % vm.span
+
+
+@kernel
+def _find_use(st: HostState, v: int, use: int, key: np.uint64) -> int:
+    """A page of this use, CACHE or ANON, in guest memory. The caller saw that there is one.
+
+    A cold one of the active window, where it is ranked; or else one of LOOKS random pages; then a
+    draw among all that there are.
+    """
+    vm = st.vms[v]
+    if _is_ranked(st, v):
+        ppn = find_coldest(st, v, use, key)
+        if ppn >= 0:
+            return ppn
     for look in range(LOOKS):
         ppn = rng.below(key, look, vm.size_slots)
         if _holds(st, vm.base_slot + ppn, use):

@@ -77,7 +77,7 @@ HOST = np.dtype(
     + _fields(np.int64, "scan_carry swap_io_carry swap_io_left scanned_last_step level_free")
     # Counters since the last measurement, in slots; CPU demand in permille of a core x ms.
     + _fields(np.int64, "zero_fills scanned shares_made stale_hints cow_breaks cow_reuses")
-    + _fields(np.int64, "inflated deflated pops swap_outs swap_ins double_pagings")
+    + _fields(np.int64, "inflated deflated pops swap_outs swap_ins double_pagings stale_reads")
     + _fields(np.int64, "shared_before_swap guest_page_ins guest_page_outs guest_refusals")
     + _fields(np.int64, "stalled_touches cpu_demand_ms"),
     align=True,

@@ -125,7 +125,8 @@ def work(st: HostState, v: int, dt_ns: int) -> None:
     vm.window = (vm.window + moved) % vm.span
     if vm.active == 0:
         return
-    vm.touch_carry += vm.active * host.dt_ms
+    reach = max(row.data_pages, vm.active)
+    vm.touch_carry += reach * host.dt_ms
     n = vm.touch_carry // row.touch_interval_ms
     vm.touch_carry -= n * row.touch_interval_ms
     if n == 0:
@@ -134,7 +135,7 @@ def work(st: HostState, v: int, dt_ns: int) -> None:
     if vm.vm_clock == 0:
         extra = n * min(vm.backlog_ns, dt_ns) // dt_ns
     touch_ns = dt_ns // (n + extra)
-    done = touch_window(st, v, n + extra, touch_ns, row.writes_permille, row.locality)
+    done = touch_window(st, v, n + extra, touch_ns, row.writes_permille, row.locality, reach)
     vm.touches += done
     if vm.vm_clock == 0:
         vm.backlog_ns = max(0, vm.backlog_ns + dt_ns - done * (dt_ns // n))

@@ -40,6 +40,7 @@ EVENTS = [
     "swap_outs",
     "swap_ins",
     "double_pagings",
+    "stale_reads",
     "shared_before_swap",
     "guest_page_ins",
     "guest_page_outs",

@@ -8,6 +8,7 @@ page: the driver trades, so that the guest never notices which PPN it got.
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 
 import naive_pages as pages
 from naive_machine import ZERO_PAGE, Content, Draws, NoGuestIo, NoGuestMemory, Stall
@@ -109,6 +110,28 @@ def page_in(esx: Esx, vm: Vm, ppn: int) -> int:
     cost = pages.touch(esx, vm, ppn, guest.home[ppn])
     guest.disk_io_left -= 1
     guest.away.remove(ppn)
+    esx.events["guest_page_ins"] += 1
+    vm.cause = "guest_paging"
+    return cost + vm.spec.image.disk.latency * esx.sample
+
+
+def read_data(esx: Esx, vm: Vm) -> int:
+    """A block of a file that is not cached comes from the guest's disk, over a cold cached page.
+    One that the host had swapped is read back first, for nothing."""
+    guest = vm.guest
+    if guest.disk_io_left <= 0:
+        raise NoGuestIo
+    draws = esx.draws(rng.GUEST, vm.spec.vm, guest.gifts)
+    guest.gifts += 1
+    cost = 0
+    ppn = find_coldest(vm, Use.CACHE, draws)
+    if ppn is not None:
+        vm.given = ppn
+        is_stale = vm.pmap.get(ppn) is Annotation.SWAPPED
+        cost = pages.touch(esx, vm, ppn, fresh(vm))
+        guest.home[ppn] = esx.read(vm, ppn)
+        esx.events["stale_reads"] += is_stale
+    guest.disk_io_left -= 1
     esx.events["guest_page_ins"] += 1
     vm.cause = "guest_paging"
     return cost + vm.spec.image.disk.latency * esx.sample
@@ -221,7 +244,21 @@ def find_idle(vm: Vm, draws: Draws) -> int | None:
     return anonymous
 
 
+def find_coldest(vm: Vm, use: Use, draws: Draws) -> int | None:
+    """Of random pages of the active set, the one with the lowest rank: the nearest to its start."""
+    guest = vm.guest
+    if guest.active == 0:
+        return None
+    offsets = [draws.below(look, guest.active) for look in range(GUEST_LOOKS)]
+    ppns = [guest.kernel + (guest.window + offset) % guest.span for offset in sorted(offsets)]
+    return next((ppn for ppn in ppns if holds_data(vm, ppn, use)), None)
+
+
 def find_use(vm: Vm, use: Use, draws: Draws) -> int:
+    if vm.ranked:
+        coldest = find_coldest(vm, use, draws)
+        if coldest is not None:
+            return coldest
     for look in range(GUEST_LOOKS):
         ppn = draws.below(look, vm.size)
         if holds_data(vm, ppn, use):
@@ -265,7 +302,11 @@ def find_pinned(vm: Vm, draws: Draws, first_draw: int) -> int:
 def deflate(esx: Esx, vm: Vm, n: int, draws: Draws) -> None:
     """Return `n` random pages of the balloon."""
     for i in range(n):
-        take_back(vm, find_pinned(vm, draws, i * (BALLOON_LOOKS + 1)))
+        ppn = find_pinned(vm, draws, i * (BALLOON_LOOKS + 1))
+        take_back(vm, ppn)
+        if vm.spec.image.os == "windows":
+            with suppress(Stall):
+                scrub(esx, vm, ppn)
     esx.events["deflated"] += n
 
 
@@ -298,3 +339,4 @@ def reset(vm: Vm) -> None:
     )
     vm.debts = Counter()
     vm.driver_lost = True
+    vm.ranked = vm.program[0].is_ranked

@@ -81,6 +81,7 @@ def program_rows(spec: VmSpec, sample: int) -> list[Row]:
             memory=None if row["memory_pages"] == KEEP else scaled(int(row["memory_pages"])),
             growth_milli_per_s=int(row["growth_pages_per_s"]) * 1000,
             active=scaled(int(row["active_pages"])),
+            data=scaled(int(row["data_pages"])),
             touch_interval_ms=int(row["touch_interval_ms"]),
             writes_permille=int(row["writes_permille"]),
             locality=LOCALITIES[row["locality"]],
@@ -98,8 +99,10 @@ def new_vm(esx: Esx, spec: VmSpec) -> Vm:
     guest_swap = config.guest_swap
     if guest_swap is None:
         guest_swap = config.memory - config.reservation
+    structures = size * spec.image.structures // 1000
     footprint = max(min(slots(spec.image.footprint, k), size), 1)
-    kernel = min(footprint * compose(spec.image).kernel_permille // 1000, size - 1)
+    kernel = footprint * compose(spec.image).kernel_permille // 1000 + structures
+    kernel, footprint = min(kernel, size - 1), min(footprint + structures, size)
     has_driver = config.balloon == "present"
     vm = Vm(
         spec=spec,
@@ -120,6 +123,7 @@ def new_vm(esx: Esx, spec: VmSpec) -> Vm:
         reservation_bytes=config.reservation,
     )
     vm.target = vm.limit
+    vm.ranked = vm.program[0].is_ranked
     vm.guest.free_cursor = size - 1
     vm.guest.boot_end_ns = spec.image.boot * 1_000_000
     return vm

@@ -31,6 +31,7 @@ EVENTS = {
     "swap_out_pages": "swap_outs",
     "swap_in_pages": "swap_ins",
     "double_paging_pages": "double_pagings",
+    "stale_read_pages": "stale_reads",
     "stalled_touches": "stalled_touches",
 }
 

@@ -99,6 +99,8 @@ class Vm:
     guest: Guest
     start_ms: int
     reservation_bytes: int
+    ranked: bool = False
+    """Whether the row of its program that was last in force prefers some pages to others."""
     pmap: dict[int, Backed | Annotation] = field(default_factory=dict)
     swap: dict[int, Content] = field(default_factory=dict)
     mapped: set[int] = field(default_factory=set)
@@ -185,11 +187,16 @@ class Row:
     memory: int | None
     growth_milli_per_s: int
     active: int
+    data: int
     touch_interval_ms: int
     writes_permille: int
     locality: str
     drift_permille_per_h: int
     cpu_permille: int
+
+    @property
+    def is_ranked(self) -> bool:
+        return self.locality in ("zipf", "linear")
 
 
 @dataclass

@@ -116,8 +116,11 @@ def programs(draw: st.DrawFn, k: int) -> Workload | Rows:
     memories = st.sampled_from([None, 20, 60, 150, 280])
     actives = st.sampled_from([0, 5, 40, 200])
     stretches = draw(st.lists(st.tuples(memories, actives), min_size=1, max_size=3))
+    locality = draw(st.sampled_from(["uniform", "sweep", "zipf", "linear"]))
+    data = draw(st.sampled_from([0, 130])) if locality in ("zipf", "linear") else 0
     options: dict[str, Any] = {
-        "locality": draw(st.sampled_from(["uniform", "sweep", "zipf"])),
+        "locality": locality,
+        "data": data,
         "writes": draw(st.sampled_from([0, 300, 1000])),
         "drift": draw(st.sampled_from([0, 1000])),
         "cpu": draw(st.sampled_from([0, 200, 1000])),
