@@ -18,6 +18,7 @@ from hostsim.replacement import (
     give_page,
     in_guest_memory,
     take_back,
+    write_out,
 )
 from hostsim.state import (
     ANON,
@@ -207,9 +208,11 @@ def access(st: HostState, v: int, ppn: int, is_write: int) -> int:
 @kernel
 def read_data(st: HostState, v: int) -> int:
     """The workload uses file data that is not cached: it is read from the guest's disk over a cold
-    page of the cache, or past it where there is none. Returns the cost, or why it stalls.
+    page, or past memory where there is none. Returns the cost, or why it stalls.
 
-    A page that the host had swapped is read back only to be overwritten: VSwapper's stale read.
+    Anonymous pages stand for dirty ones, which are written out first. A page that the host had
+    swapped is read back for that (double paging [P 3.1]), or, if it is clean, only to be
+    overwritten (VSwapper's stale read).
     """
     host = st.host[0]
     vm = st.vms[v]
@@ -217,14 +220,22 @@ def read_data(st: HostState, v: int) -> int:
         return fault.NO_GUEST_IO
     key = rng.stream(host.seed, rng.GUEST, vm.vm, vm.gifts)
     vm.gifts += 1
-    ppn = find_coldest(st, v, CACHE, key)
+    ppn = find_coldest(st, v, (CACHE, ANON), key)
     cost = i64(0)
     if ppn >= 0:
         vm.given = ppn
-        is_stale = state_of(st, vm.base_slot + ppn) == SWAPPED
+        slot = vm.base_slot + ppn
+        written = i64(0)
+        if use_of(st, slot) == ANON:
+            written = write_out(st, v, ppn)
+            if written < 0:
+                return written
+        is_stale = state_of(st, slot) == SWAPPED
         cost = fault.touch(st, v, ppn, 1, fresh_word(st, v))
         if cost < 0:
+            st.debts[v, GUEST_PAGING] += written * host.sample
             return cost
+        cost += written * host.sample
         host.stale_reads += is_stale
     vm.disk_io_left -= 1
     host.guest_page_ins += 1

@@ -102,8 +102,8 @@ def _is_ranked(st: HostState, v: int) -> bool:
 
 
 @kernel
-def find_coldest(st: HostState, v: int, use: int, key: np.uint64) -> int:
-    """The coldest page of this use among LOOKS random ones of the active window, or -1.
+def find_coldest(st: HostState, v: int, uses: tuple[int, int], key: np.uint64) -> int:
+    """The coldest page of either use among LOOKS random ones of the active window, or -1.
 
     The window's first page has the lowest rank, see `touch`.
     """
@@ -111,8 +111,8 @@ def find_coldest(st: HostState, v: int, use: int, key: np.uint64) -> int:
     coldest = vm.active
     for look in range(LOOKS):
         offset = rng.below(key, look, vm.active)
-        ppn = vm.kernel + (vm.window + offset) % vm.span
-        if offset < coldest and _holds(st, vm.base_slot + ppn, use):
+        slot = vm.base_slot + vm.kernel + (vm.window + offset) % vm.span
+        if offset < coldest and (_holds(st, slot, uses[0]) or _holds(st, slot, uses[1])):
             coldest = offset
     return -1 if coldest == vm.active else vm.kernel + (vm.window + coldest) % vm.span
 
@@ -126,7 +126,7 @@ def _find_use(st: HostState, v: int, use: int, key: np.uint64) -> int:
     """
     vm = st.vms[v]
     if _is_ranked(st, v):
-        ppn = find_coldest(st, v, use, key)
+        ppn = find_coldest(st, v, (use, use), key)
         if ppn >= 0:
             return ppn
     for look in range(LOOKS):
@@ -186,15 +186,13 @@ def pin(st: HostState, v: int, ppn: int) -> int:
 
 
 @kernel
-def _page_out(st: HostState, v: int, ppn: int) -> int:
-    """The guest writes an anonymous page to its own disk. Returns the cost, or why it refuses.
+def write_out(st: HostState, v: int, ppn: int) -> int:
+    """The guest writes a dirty page to its own disk. Returns the cost, or why it cannot.
 
     When the host had swapped the page it must first read it back: double paging [P 3.1].
     """
     host = st.host[0]
     vm = st.vms[v]
-    if vm.guest_swapped >= vm.guest_swap:
-        return fault.NO_GUEST_MEMORY
     if vm.disk_io_left <= 0:
         return fault.NO_GUEST_IO
     cost = 0
@@ -204,8 +202,19 @@ def _page_out(st: HostState, v: int, ppn: int) -> int:
             return cost
         host.double_pagings += 1
     vm.disk_io_left -= 1
-    vm.guest_swapped += 1
     host.guest_page_outs += 1
+    return cost
+
+
+@kernel
+def _page_out(st: HostState, v: int, ppn: int) -> int:
+    """The guest pages an anonymous page out. Returns the cost, or why it refuses."""
+    vm = st.vms[v]
+    if vm.guest_swapped >= vm.guest_swap:
+        return fault.NO_GUEST_MEMORY
+    cost = write_out(st, v, ppn)
+    if cost >= 0:
+        vm.guest_swapped += 1
     return cost
 
 

@@ -116,20 +116,28 @@ def page_in(esx: Esx, vm: Vm, ppn: int) -> int:
 
 
 def read_data(esx: Esx, vm: Vm) -> int:
-    """A block of a file that is not cached comes from the guest's disk, over a cold cached page.
-    One that the host had swapped is read back first, for nothing."""
+    """A block of a file that is not cached comes from the guest's disk, over a cold page, which is
+    written out first if it is dirty. One that the host had swapped is read back for that, or, if it
+    is clean, for nothing."""
     guest = vm.guest
     if guest.disk_io_left <= 0:
         raise NoGuestIo
     draws = esx.draws(rng.GUEST, vm.spec.vm, guest.gifts)
     guest.gifts += 1
     cost = 0
-    ppn = find_coldest(vm, Use.CACHE, draws)
+    ppn = find_coldest(vm, (Use.CACHE, Use.ANON), draws)
     if ppn is not None:
         vm.given = ppn
+        if guest.use[ppn] is Use.ANON:
+            cost = write_out(esx, vm, ppn) * esx.sample
         is_stale = vm.pmap.get(ppn) is Annotation.SWAPPED
-        cost = pages.touch(esx, vm, ppn, fresh(vm))
-        guest.home[ppn] = esx.read(vm, ppn)
+        try:
+            cost += pages.touch(esx, vm, ppn, fresh(vm))
+        except Stall:
+            vm.debts["guest_paging"] += cost
+            raise
+        if guest.use[ppn] is Use.CACHE:
+            guest.home[ppn] = esx.read(vm, ppn)
         esx.events["stale_reads"] += is_stale
     guest.disk_io_left -= 1
     esx.events["guest_page_ins"] += 1
@@ -200,16 +208,22 @@ def next_free(vm: Vm, free: list[int]) -> int:
 def guest_page_out(esx: Esx, vm: Vm, ppn: int) -> int:
     """An anonymous page goes to the guest's disk; the host may first have to read it: double
     paging [P 3.1]."""
-    guest = vm.guest
     if vm.guest_swapped() >= vm.guest_swap:
         raise NoGuestMemory
+    content = esx.read(vm, ppn)
+    cost = write_out(esx, vm, ppn)
+    vm.guest.home[ppn] = content
+    return cost
+
+
+def write_out(esx: Esx, vm: Vm, ppn: int) -> int:
+    guest = vm.guest
     if guest.disk_io_left <= 0:
         raise NoGuestIo
     cost = 0
     if vm.pmap[ppn] is Annotation.SWAPPED:
         cost = pages.bring_in(esx, vm, ppn)
         esx.events["double_pagings"] += 1
-    guest.home[ppn] = esx.read(vm, ppn)
     guest.disk_io_left -= 1
     esx.events["guest_page_outs"] += 1
     return cost
@@ -244,19 +258,20 @@ def find_idle(vm: Vm, draws: Draws) -> int | None:
     return anonymous
 
 
-def find_coldest(vm: Vm, use: Use, draws: Draws) -> int | None:
+def find_coldest(vm: Vm, uses: tuple[Use, ...], draws: Draws) -> int | None:
     """Of random pages of the active set, the one with the lowest rank: the nearest to its start."""
     guest = vm.guest
     if guest.active == 0:
         return None
     offsets = [draws.below(look, guest.active) for look in range(GUEST_LOOKS)]
     ppns = [guest.kernel + (guest.window + offset) % guest.span for offset in sorted(offsets)]
-    return next((ppn for ppn in ppns if holds_data(vm, ppn, use)), None)
+    held = (ppn for ppn in ppns if any(holds_data(vm, ppn, use) for use in uses))
+    return next(held, None)
 
 
 def find_use(vm: Vm, use: Use, draws: Draws) -> int:
     if vm.ranked:
-        coldest = find_coldest(vm, use, draws)
+        coldest = find_coldest(vm, (use,), draws)
         if coldest is not None:
             return coldest
     for look in range(GUEST_LOOKS):
