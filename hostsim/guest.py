@@ -24,7 +24,6 @@ from hostsim.state import (
     ANON,
     APPLICATION,
     BALLOONED,
-    CACHE,
     DUPLICATE,
     FREE,
     GUEST_PAGING,
@@ -220,7 +219,7 @@ def read_data(st: HostState, v: int) -> int:
         return fault.NO_GUEST_IO
     key = rng.stream(host.seed, rng.GUEST, vm.vm, vm.gifts)
     vm.gifts += 1
-    ppn = find_coldest(st, v, (CACHE, ANON), key)
+    ppn = find_coldest(st, v, key)
     cost = i64(0)
     if ppn >= 0:
         vm.given = ppn

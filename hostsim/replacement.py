@@ -102,33 +102,27 @@ def _is_ranked(st: HostState, v: int) -> bool:
 
 
 @kernel
-def find_coldest(st: HostState, v: int, uses: tuple[int, int], key: np.uint64) -> int:
-    """The coldest page of either use among LOOKS random ones of the active window, or -1.
-
-    The window's first page has the lowest rank, see `touch`.
+def find_coldest(st: HostState, v: int, key: np.uint64) -> int:
+    """The coldest page of cache or anonymous memory among LOOKS random ones of the active window,
+    or -1. The window's first page has the lowest rank, see `touch`.
     """
     vm = st.vms[v]
     coldest = vm.active
     for look in range(LOOKS):
         offset = rng.below(key, look, vm.active)
         slot = vm.base_slot + vm.kernel + (vm.window + offset) % vm.span
-        if offset < coldest and (_holds(st, slot, uses[0]) or _holds(st, slot, uses[1])):
+        if offset < coldest and (_holds(st, slot, CACHE) or _holds(st, slot, ANON)):
             coldest = offset
     return -1 if coldest == vm.active else vm.kernel + (vm.window + coldest) % vm.span
 
 
 @kernel
 def _find_use(st: HostState, v: int, use: int, key: np.uint64) -> int:
-    """A page of this use, CACHE or ANON, in guest memory. The caller saw that there is one.
+    """A random page of this use, CACHE or ANON, in guest memory. The caller saw that there is one.
 
-    A cold one of the active window, where it is ranked; or else one of LOOKS random pages; then a
-    draw among all that there are.
+    LOOKS random pages; then a draw among all that there are.
     """
     vm = st.vms[v]
-    if _is_ranked(st, v):
-        ppn = find_coldest(st, v, (use, use), key)
-        if ppn >= 0:
-            return ppn
     for look in range(LOOKS):
         ppn = rng.below(key, look, vm.size_slots)
         if _holds(st, vm.base_slot + ppn, use):
@@ -222,14 +216,17 @@ def _page_out(st: HostState, v: int, ppn: int) -> int:
 def choose_victim(st: HostState, v: int) -> int:
     """The page that the guest can best do without, or -1 when all it has is unmovable.
 
-    Clean cache, then anonymous pages, outside the active window; then cache, then anonymous pages
-    inside it. (Cache before all anonymous pages would be simpler, and wrong: a guest with idle
-    anonymous memory then re-reads its active cache for ever.)
+    Clean cache, then anonymous pages, outside the active window; then a cold page inside it where
+    the workload ranks them, else cache, then anonymous pages. (Cache before all anonymous pages
+    would be simpler, and wrong: a guest with idle anonymous memory then re-reads its active cache
+    for ever.)
     """
     vm = st.vms[v]
     key = rng.stream(st.host[0].seed, rng.GUEST, vm.vm, vm.gifts)
     vm.gifts += 1
     ppn = _find_idle(st, v, key)
+    if ppn < 0 and _is_ranked(st, v):
+        ppn = find_coldest(st, v, key)
     if ppn < 0 and vm.cache > 0:
         ppn = _find_use(st, v, CACHE, key)
     if ppn < 0 and vm.anon > 0:

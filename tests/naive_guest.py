@@ -125,7 +125,7 @@ def read_data(esx: Esx, vm: Vm) -> int:
     draws = esx.draws(rng.GUEST, vm.spec.vm, guest.gifts)
     guest.gifts += 1
     cost = 0
-    ppn = find_coldest(vm, (Use.CACHE, Use.ANON), draws)
+    ppn = find_coldest(vm, draws)
     if ppn is not None:
         vm.given = ppn
         if guest.use[ppn] is Use.ANON:
@@ -230,10 +230,13 @@ def write_out(esx: Esx, vm: Vm, ppn: int) -> int:
 
 
 def choose_victim(esx: Esx, vm: Vm) -> int | None:
-    """Cache, then anonymous pages, outside the active set; then cache, then any, inside it."""
+    """Cache, then anonymous pages, outside the active set; then a cold page inside it where pages
+    have ranks, else cache, then any."""
     draws = esx.draws(rng.GUEST, vm.spec.vm, vm.guest.gifts)
     vm.guest.gifts += 1
     victim = find_idle(vm, draws)
+    if victim is None and vm.ranked:
+        victim = find_coldest(vm, draws)
     for use in (Use.CACHE, Use.ANON):
         if victim is None and vm.in_guest_memory(use):
             victim = find_use(vm, use, draws)
@@ -258,22 +261,18 @@ def find_idle(vm: Vm, draws: Draws) -> int | None:
     return anonymous
 
 
-def find_coldest(vm: Vm, uses: tuple[Use, ...], draws: Draws) -> int | None:
+def find_coldest(vm: Vm, draws: Draws) -> int | None:
     """Of random pages of the active set, the one with the lowest rank: the nearest to its start."""
     guest = vm.guest
     if guest.active == 0:
         return None
     offsets = [draws.below(look, guest.active) for look in range(GUEST_LOOKS)]
     ppns = [guest.kernel + (guest.window + offset) % guest.span for offset in sorted(offsets)]
-    held = (ppn for ppn in ppns if any(holds_data(vm, ppn, use) for use in uses))
+    held = (ppn for ppn in ppns if any(holds_data(vm, ppn, use) for use in (Use.CACHE, Use.ANON)))
     return next(held, None)
 
 
 def find_use(vm: Vm, use: Use, draws: Draws) -> int:
-    if vm.ranked:
-        coldest = find_coldest(vm, (use,), draws)
-        if coldest is not None:
-            return coldest
     for look in range(GUEST_LOOKS):
         ppn = draws.below(look, vm.size)
         if holds_data(vm, ppn, use):
