@@ -145,14 +145,16 @@ class Coordinator:
     def _write_down(self, decisions: tuple[Decision, ...]) -> None:
         """Decisions go to events.jsonl, and into what became of each VM."""
         for one in decisions:
-            name = self.population.vms[one.vm].spec.name
-            facts = dict(one.facts)
+            about = {} if one.vm is None else {"vm": self.population.vms[one.vm].spec.name}
+            facts = about | one.facts
             if one.host is not None:
                 facts["host"] = self.population.hosts[one.host].name
             if one.reason is not None:
                 facts["reason"] = one.reason
-            self._folder.event(one.at_ms, one.kind, vm=name, **facts)
-            self._fates[one.vm] = _fate(self._fates.get(one.vm), one)
+            self._folder.event(one.at_ms, one.kind, **facts)
+            if one.vm is not None:
+                fate = self._fates.get(one.vm) or VmFate(one.vm, one.at_ms)
+                self._fates[one.vm] = _fate(fate, one)
 
     def _conclude(self, stopped: bool) -> Outcome:
         """Build the report and close the folder."""
@@ -215,9 +217,8 @@ def _facts(spec: Any) -> VmFacts:
     return VmFacts(spec.vm, spec.name, config.memory, config.reservation, config.vcpus)
 
 
-def _fate(before: VmFate | None, decision: Decision) -> VmFate:
+def _fate(fate: VmFate, decision: Decision) -> VmFate:
     """What is known of a VM after one more decision about it."""
-    fate = before or VmFate(decision.vm, decision.at_ms)
     if decision.kind == planner.POWER_ON and decision.host is not None:
         hosts = fate.hosts
         if decision.host not in hosts:

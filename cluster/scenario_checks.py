@@ -44,6 +44,8 @@ class Parts:
     trace_vms: TraceVms | None = None
     vm_names: dict[str, str] = field(default_factory=dict)
     """Name of each VM -> where it comes from, for messages; filled by `names`."""
+    host_names: dict[str, str] = field(default_factory=dict)
+    """The same of each host."""
 
     def whole(self, *keys: str) -> bool:
         """Whether nothing of these top-level keys is invalid."""
@@ -85,7 +87,8 @@ def names(parts: Parts) -> Iterator[Problem]:
         yield parts.problem("vms", why="is required, unless there is a trace")
     for key in ("images", "workloads"):
         yield from _unique(parts, key, ((at, [item.name]) for at, item in parts.items(key)), {})
-    for key, most, taken in (("hosts", HOSTS_MAX, {}), ("vms", VMS_MAX, parts.vm_names)):
+    kinds = (("hosts", HOSTS_MAX, parts.host_names), ("vms", VMS_MAX, parts.vm_names))
+    for key, most, taken in kinds:
         total = sum(group.count for _, group in parts.items(key))
         if total > most:
             yield parts.problem(key, why=f"are {total} in all, more than {most}")

@@ -12,7 +12,7 @@ import numpy as np
 
 from hostsim import allocate, reclaim
 from hostsim.composition import Composition
-from hostsim.config import HostConfig, VmConfig
+from hostsim.config import Allocation, HostConfig, VmConfig
 from hostsim.program import KEEP
 from hostsim.program import Rows as ProgramRows
 from hostsim.spec import VmSpec
@@ -45,11 +45,16 @@ def fill_host(
     row.balance_ms = config.allocation.balance_period
     row.claim_touched = config.allocation.claim == "touched"
     row.deadband_sigmas = config.allocation.deadband_sigmas
-    row.tax_k = allocate.tax_factor(config.allocation.idle_tax / 1000)
+    fill_tax(row, config.allocation)
     row.sample_pages, row.sample_ms = config.sampling.pages, config.sampling.period
     row.swap_latency_ns = config.swap.latency
     row.swap_iops = config.swap.iops * MILLI
     row.cpus, row.cow_ns, row.scan_ns = config.cpus, config.costs.cow, config.costs.scan
+
+
+def fill_tax(row: Any, config: Allocation) -> None:
+    """The price factor of an idle page."""
+    row.tax_k = allocate.tax_factor(config.idle_tax / 1000)
 
 
 def fill_bounds(row: Any, config: VmConfig, sample: int) -> None:

@@ -156,3 +156,10 @@ def set_vm(esx: Esx, vm_id: int, reservation: int, limit: int, shares: int) -> N
     vm.limit = min(slots(limit, esx.sample), vm.size)
     vm.shares = shares
     esx.rebalance = True
+
+
+def set_host(esx: Esx, idle_tax: int) -> None:
+    """A new idle tax, in permille: targets follow [P 6.3]."""
+    allocation = esx.config.allocation.model_copy(update={"idle_tax": idle_tax})
+    esx.config = esx.config.model_copy(update={"allocation": allocation})
+    esx.rebalance = True

@@ -199,6 +199,10 @@ class TwinMachine(RuleBasedStateMachine):
             chosen.spec.vm, size * min(reservation, limit) // 4, size * limit // 4, shares * 100
         )
 
+    @rule(idle_tax=st.integers(0, 990))
+    def set_host(self, idle_tax: int) -> None:
+        self.pair.set_host(idle_tax)
+
     # The guest
 
     @precondition(any_vm)
