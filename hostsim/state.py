@@ -79,7 +79,7 @@ HOST = np.dtype(
     + _fields(np.int64, "zero_fills scanned shares_made stale_hints cow_breaks cow_reuses")
     + _fields(np.int64, "inflated deflated pops swap_outs swap_ins double_pagings stale_reads")
     + _fields(np.int64, "shared_before_swap guest_page_ins guest_page_outs guest_refusals")
-    + _fields(np.int64, "stalled_touches cpu_demand_ms"),
+    + _fields(np.int64, "stalled_touches minor_faults cpu_demand_ms"),
     align=True,
 )
 """Scalars of a host. Rates are pages a second x 1000, whatever a slot stands for."""

@@ -41,6 +41,7 @@ EVENTS = [
     "swap_ins",
     "double_pagings",
     "stale_reads",
+    "minor_faults",
     "shared_before_swap",
     "guest_page_ins",
     "guest_page_outs",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.reproduction import ballooning
+from cluster.reproduction import active_memory, ballooning
 from cluster.reproduction.experiment import Experiment
 
-EXPERIMENTS: tuple[Experiment, ...] = (ballooning.EXPERIMENT,)
+EXPERIMENTS: tuple[Experiment, ...] = (ballooning.EXPERIMENT, active_memory.EXPERIMENT)

@@ -129,7 +129,7 @@ class Lab:
             sample=scenario.fidelity.sample,
             tick_ms=scenario.tick,
             epoch_ms=scenario.epoch,
-            check=True,
+            check=False,
         )
         past = list(barriers(population, scenario, LocalFleet(hosts)))
         return Run(
