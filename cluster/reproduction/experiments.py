@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from cluster.reproduction import active_memory, ballooning
+from cluster.reproduction import active_memory, ballooning, idle_tax
 from cluster.reproduction.experiment import Experiment
 
-EXPERIMENTS: tuple[Experiment, ...] = (ballooning.EXPERIMENT, active_memory.EXPERIMENT)
+EXPERIMENTS: tuple[Experiment, ...] = (
+    ballooning.EXPERIMENT,
+    active_memory.EXPERIMENT,
+    idle_tax.EXPERIMENT,
+)
