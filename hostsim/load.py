@@ -48,7 +48,7 @@ def fill_host(
     fill_tax(row, config.allocation)
     row.sample_pages, row.sample_ms = config.sampling.pages, config.sampling.period
     row.swap_latency_ns = config.swap.latency
-    row.swap_iops = config.swap.iops * MILLI
+    row.swap_iops, row.swap_cluster = config.swap.iops * MILLI, config.swap.write_cluster
     row.cpus, row.cow_ns, row.scan_ns = config.cpus, config.costs.cow, config.costs.scan
 
 

@@ -71,10 +71,11 @@ HOST = np.dtype(
     + _fields(np.int64, "balloon_poll_ms inflate_rate deflate_rate balloon_max_permille")
     + _fields(np.int64, "balance_ms claim_touched deadband_sigmas sample_pages sample_ms")
     + _fields(np.float64, "tax_k")
-    + _fields(np.int64, "swap_latency_ns swap_iops cpus")
+    + _fields(np.int64, "swap_latency_ns swap_iops swap_cluster cpus")
     + _fields(np.int64, "cow_ns scan_ns")
     # Carried remainders and budgets of the current step.
-    + _fields(np.int64, "scan_carry swap_io_carry swap_io_left scanned_last_step level_free")
+    + _fields(np.int64, "scan_carry swap_io_carry swap_io_left swap_cluster_left")
+    + _fields(np.int64, "scanned_last_step level_free")
     # Counters since the last measurement, in slots; CPU demand in permille of a core x ms.
     + _fields(np.int64, "zero_fills scanned shares_made stale_hints cow_breaks cow_reuses")
     + _fields(np.int64, "inflated deflated pops swap_outs swap_ins double_pagings stale_reads")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from cluster.reproduction import active_memory, ballooning, idle_tax
+from cluster.reproduction import active_memory, ballooning, idle_tax, reallocation
 from cluster.reproduction.experiment import Experiment
 
 EXPERIMENTS: tuple[Experiment, ...] = (
     ballooning.EXPERIMENT,
     active_memory.EXPERIMENT,
     idle_tax.EXPERIMENT,
+    reallocation.EXPERIMENT,
 )
