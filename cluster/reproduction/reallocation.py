@@ -15,8 +15,11 @@ from hostsim.units import PAGE_SIZE
 
 PAPER = series("fig8_dynamic_reallocation")
 BOOT = (0.0, 5.0)
-BENCHMARKS_MIN = 16.9
+BENCHMARKS_MIN = 16.1
+"""When shared memory begins to fall in the figure."""
+MINUTES_BEFORE, MINUTES_AFTER = BENCHMARKS_MIN - 0.1, BENCHMARKS_MIN + 2
 QUERY_MIN = 64.2
+SQL_MB = 320
 SHOWN = {"all": "all VMs", "citrix": "Citrix server", "sql": "SQL server"}
 COLUMNS = {"alloc": "allocated", "active": "active", "balloon": "ballooned"}
 
@@ -31,7 +34,7 @@ def _vm_sizes_hold(run: Run) -> float:
 
 def _shared_values(host: Series) -> dict[str, float]:
     """What sharing and ballooning do when the benchmarks start, and later."""
-    before, after = BENCHMARKS_MIN - 0.5, BENCHMARKS_MIN + 2
+    before, after = MINUTES_BEFORE, MINUTES_AFTER
     use = host.mib("allocated") - host.mib("shared_saved")
     steady = (host.minutes > 25) & (host.minutes <= 90)
     return {
@@ -47,11 +50,12 @@ def _shared_values(host: Series) -> dict[str, float]:
 def _sql_values(sql: Series) -> dict[str, float]:
     """The SQL server falls idle, and gets a late query."""
     idle = sql.between(25, QUERY_MIN).mib("allocated")
+    left = SQL_MB - sql.mib("ballooned") - sql.mib("swapped")
     before = sql.at("allocated", QUERY_MIN)
     query = sql.between(QUERY_MIN, 72).mib("allocated")
     return {
         "F9.floor": float(sql.between(*BOOT).mib("allocated").max()),
-        "F9.min": float(sql.between(5, 90).mib("allocated").min()),
+        "F9.min": float(left.min()),
         "F9.idle": float(idle.min()),
         "F10.before": before,
         "F10.peak": float(query.max()),
@@ -109,7 +113,6 @@ def _panel(name: str, words: str) -> Panel:
 
 
 _F = "[P 6.3, Fig 8]"
-MINUTES_BEFORE, MINUTES_AFTER = BENCHMARKS_MIN - 0.5, BENCHMARKS_MIN + 2
 
 
 def _paper(name: str, minute: float) -> float:
@@ -156,7 +159,7 @@ CLAIMS: tuple[Claim, ...] = (
     band("F9.floor", "SQL server before it falls idle", _F, "316 MB", 284, 320, "MB"),
     band(
         "F9.min",
-        "SQL server's reservation is never touched",
+        "what balloon and paging leave the SQL server, of which 160 MB are reserved",
         _F,
         "160 MB",
         160,
