@@ -18,7 +18,7 @@ LAYERS = [
     "hostsim.units hostsim.jit",
     "hostsim.rng hostsim.config",
     "hostsim.guest_config",
-    "hostsim.program",
+    "hostsim.program hostsim.replay",
     "hostsim.spec hostsim.state",
     "hostsim.ranks",
     "hostsim.composition hostsim.allocate hostsim.reclaim hostsim.sample hostsim.share"
