@@ -32,7 +32,7 @@ ORDER = (int(KERNEL), int(CACHE), int(ANON), int(FREE))
 
 
 @some.composite
-def replays(draw: some.DrawFn, pages_max: int = 60, ends_ms: int = 30_000) -> Replay:
+def replays(draw: some.DrawFn, pages_max: int = 60, ends_ms: int = 12_000) -> Replay:
     """Any guest of up to so many pages: its boot, then writes and reads until `ends_ms`."""
     place = some.integers(0, CONTENTS)
     uses = draw(some.lists(some.sampled_from(ORDER), min_size=1, max_size=pages_max))
