@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.page_hashes import PageHashes
 from cluster.scenario import (
     HOSTS_MAX,
     SLOTS_MIN,
@@ -42,6 +43,8 @@ class Parts:
     broken: set[str]
     trace: Trace | None = None
     trace_vms: TraceVms | None = None
+    hashes: dict[str, PageHashes] = field(default_factory=dict)
+    """Image name -> what was read of its file, where that could be read."""
     vm_names: dict[str, str] = field(default_factory=dict)
     """Name of each VM -> where it comes from, for messages; filled by `names`."""
 
@@ -138,7 +141,11 @@ def _named(data: dict[str, Any]) -> Iterator[tuple[Place, str, str]]:
 
 def sizes(parts: Parts) -> Iterator[Problem]:
     """A VM fits into some host, and its guest's boot footprint into the VM."""
-    footprints = {image.name: image.footprint for _, image in parts.items("images")}
+    footprints = {
+        image.name: image.footprint
+        for _, image in parts.items("images")
+        if image.content.hashes is None  # `scenario_hashes` knows how many pages those have
+    }
     hosts = [group for _, group in parts.items("hosts")]
     largest = max((group.memory for group in hosts), default=0)
     admits = max((group.memory - group.reserve for group in hosts), default=0)
