@@ -118,6 +118,12 @@ def read(
     return found
 
 
+def _reason(error: Exception) -> str:
+    """A library's words, on one line that a terminal can show."""
+    text = " ".join(str(error).split())[:200]
+    return text if text.isprintable() else ascii(text)
+
+
 # Fingerprints
 
 
@@ -131,7 +137,7 @@ def _read_npz(path: Path) -> PageHashes:
             names = [name for name in archive.files if name != "meta"]
             arrays = {name: np.asarray(archive[name]) for name in names}
     except _UNREADABLE as error:
-        raise HashesError(f"is no readable .npz file: {str(error)[:200]}") from None
+        raise HashesError(f"is no readable .npz file: {_reason(error)}") from None
     series = "referenced_pages" in arrays
     guests = _series(arrays) if series else _numbered(arrays)
     if not 1 <= len(guests) <= GUESTS_MAX:
@@ -232,7 +238,7 @@ def _read_parquet(path: Path, trace: str | None, snapshot: int | None) -> PageHa
         table.validate(full=True)
         keys = [(str(t), int(v), int(s)) for t, v, s in _keys(table)]
     except (pa.ArrowException, TypeError, *_UNREADABLE) as error:
-        raise HashesError(f"is no readable Parquet file: {str(error)[:200]}") from None
+        raise HashesError(f"is no readable Parquet file: {_reason(error)}") from None
     if not pa.types.is_list(table["hashes"].type) or table["hashes"].type.value_type != pa.uint32():
         raise HashesError(f"hashes are {table['hashes'].type}; must be lists of uint32")
     known = sorted({f"{t!a} {s}" for t, _, s in keys})
