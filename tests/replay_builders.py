@@ -15,7 +15,9 @@ CONTENTS = 12
 
 
 def make_replay(
-    boot: Sequence[tuple[int, int]], later: Sequence[tuple[int, int, int]] = ()
+    boot: Sequence[tuple[int, int]],
+    later: Sequence[tuple[int, int, int]] = (),
+    contents: int = CONTENTS,
 ) -> Replay:
     """boot: use and place of each page, ordered as a replay is; later: ms, page, place or READ."""
     events = np.zeros(len(boot) + len(later), EVENT)
@@ -25,7 +27,7 @@ def make_replay(
         row["at_ms"], row["page"], row["word"] = at_ms, page, place
     uses = [use for use, _ in boot]
     free, kernel = uses.count(int(FREE)), uses.count(int(KERNEL))
-    return Replay(events, len(boot), len(boot) - free, kernel, CONTENTS)
+    return Replay(events, len(boot), len(boot) - free, kernel, contents)
 
 
 ORDER = (int(KERNEL), int(CACHE), int(ANON), int(FREE))

@@ -127,6 +127,37 @@ def test_the_twin_agrees_on_random_hashes(salting: str, data: some.DataObject) -
     pair.measure()
 
 
+@pytest.mark.parametrize("balloon", ["present", "absent"])
+def test_the_twin_agrees_where_guests_do_not_fit(balloon: str) -> None:
+    """Three guests of 90 pages and 300 events each on 150 frames: each mechanism has its part.
+
+    Half of all pages hold one of ten contents, the others one of 200.
+    """
+    rng = np.random.default_rng(9)
+    pair = Pair(scenes.host(1, 150, balloon={"maximum": 900}), 3, 1)
+    image_of = scenes.image(1, 8, boot=3000)
+    reading = scenes.phases(1, {"active": 30, "writes": 0, "drift": 1000})
+    for vm in range(3):
+        uses = np.repeat([K, C, A, F], [10, 30, 40, 10]).tolist()
+        places = np.where(
+            rng.random(390) < 0.5, rng.integers(0, 10, 390), rng.integers(0, 200, 390)
+        )
+        places[90:][rng.random(300) < 0.3] = READ
+        events = rng.integers([1, 0], [40_000, 90], (300, 2)).tolist()
+        later = [(*event, place) for event, place in zip(events, places[90:].tolist(), strict=True)]
+        boot = list(zip(uses, places[:90].tolist(), strict=True))
+        config = scenes.guest(1, SIZE, balloon=balloon)
+        what = make_replay(boot, later, 200)
+        assert pair.power_on(vm_spec(vm, config, image_of, reading, 7, replay=what))
+    pair.step(60)
+    paging = ("guest_page_ins", "inflated") if balloon == "present" else ("swap_outs", "swap_ins")
+    happened = pair.twin.events
+    missing = [name for name in ("cow_breaks", "shares_made", *paging) if not happened[name]]
+    assert not missing, f"{missing} in {dict(happened)}"
+    assert all(vm.guest.replayed == 300 for vm in pair.twin.on()), "late, but all of it"
+    pair.measure()
+
+
 def crowded() -> Host:
     """Two VMs that replay around one that does not, on a host that scans; 8 s old."""
     host = scanning_host()
