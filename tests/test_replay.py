@@ -11,7 +11,6 @@ from host_builders import (
     arrays_of,
     counter,
     make_host,
-    make_image,
     make_phase,
     make_spec,
     power_on,
@@ -24,7 +23,7 @@ from hypothesis import strategies as some
 from naive_pair import Pair, vm_spec
 from replay_builders import CONTENTS, make_replay, replays
 
-from hostsim import image, packing, replay, snapshot
+from hostsim import image, snapshot
 from hostsim.host import Host
 from hostsim.replay import READ, Replay
 from hostsim.spec import VmSpec
@@ -209,47 +208,3 @@ def test_a_vm_too_small_or_sampled_is_refused(memory: int, sample: int, message:
     with pytest.raises(ValueError, match=message):
         host.power_on(spec_of(1, make_replay([(A, 0)] * 300), memory))
     assert not host.specs and arrays_of(host.state) == before
-
-
-GOOD = make_replay([(K, 3), (A, 0)], [(5, 1, 2), (6, 0, READ)])
-
-
-@pytest.mark.parametrize(
-    ("field", "at", "value", "wrong"),
-    [
-        ("page", 1, 0, "boot"),
-        ("at_ms", 0, 1, "boot"),
-        ("at_ms", 2, 7, "times"),
-        ("at_ms", 2, 0, "times"),
-        ("page", 3, 2, "page"),
-        ("page", 3, -1, "page"),
-        ("word", 0, CONTENTS + 1, "contents"),
-        ("word", 1, READ, "contents"),
-        ("word", 2, CONTENTS + 1, "contents"),
-    ],
-)
-def test_events_that_lead_astray_are_refused(field: str, at: int, value: int, wrong: str) -> None:
-    replay.require_sound(GOOD)
-    events = GOOD.events.copy()
-    events[field][at] = value
-    with pytest.raises(ValueError, match=f"wrong {wrong}"):
-        replay.require_sound(replace(GOOD, events=events))
-
-
-@pytest.mark.parametrize(
-    ("changes", "wrong"),
-    [
-        ({"pages": 0}, "pages"),
-        ({"pages": 5}, "pages"),
-        ({"used": 3}, "pages"),
-        ({"unmovable": 3}, "pages"),
-        ({"contents": 1 << 28}, "contents"),
-    ],
-)
-def test_numbers_that_lead_astray_are_refused(changes: dict[str, int], wrong: str) -> None:
-    with pytest.raises(ValueError, match=f"wrong {wrong}"):
-        replay.require_sound(replace(GOOD, **changes))
-    spec = packing.pack_spec(replace(make_spec(1, MIB, image=make_image()), replay=GOOD))
-    spec["replay"] |= changes
-    with pytest.raises(ValueError, match=f"wrong {wrong}"):
-        packing.unpack_spec(spec)
