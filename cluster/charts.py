@@ -101,7 +101,7 @@ def _shorter(path: re.Match[str]) -> str:
     return " ".join(tenths.split())
 
 
-def _chart(
+def chart(
     name: str, label: str, heights: tuple[float, float], paint: Callable[[Any, bool], None]
 ) -> Chart:
     wide = _svg(name, label, (12.4, heights[0]), paint)
@@ -145,7 +145,7 @@ def memory(line: Timeline) -> Chart:
         "compressed, ballooned, swapped and untouched, with machine memory as a line. "
         f"Configured memory reaches {peak / GIB:,.0f} GiB on {line.memory.max() / GIB:,.0f} GiB."
     )
-    return _chart("memory", label, (4.4, 3.4), paint)
+    return chart("memory", label, (4.4, 3.4), paint)
 
 
 def levels(line: Timeline) -> Chart:
@@ -163,7 +163,7 @@ def levels(line: Timeline) -> Chart:
         "Strip over time: part of host time in the reclamation states high, soft, hard and low. "
         f"At the worst moment {percent(worst)} of host time was below high."
     )
-    return _chart("levels", label, (2.2, 2.3), paint)
+    return chart("levels", label, (2.2, 2.3), paint)
 
 
 def free(grid: HostGrid, edges_s: Array) -> Chart:
@@ -197,7 +197,7 @@ def free(grid: HostGrid, edges_s: Array) -> Chart:
         f"memory. The lowest value is {percent(max(low, 0.0))}."
     )
     height = float(np.clip(0.9 + 0.24 * rows, 1.7, 5.6))
-    return _chart("free", label, (1.2 * height, height), paint)
+    return chart("free", label, (1.2 * height, height), paint)
 
 
 def distribution(values: Array) -> Chart:
@@ -245,4 +245,4 @@ def distribution(values: Array) -> Chart:
         f"{slowdown(marks[50])}, 95 % at or below {slowdown(marks[95])}, "
         f"the worst {slowdown(most)}."
     )
-    return _chart("slowdown", label, (3.9, 3.2), paint)
+    return chart("slowdown", label, (3.9, 3.2), paint)

@@ -126,6 +126,29 @@ def report(
     typer.echo(f"Report         {page}")
 
 
+@app.command()
+def reproduce(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME...]", help="Experiments, such as fig7; default: all."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the table and the page.")] = Path(
+        "runs/reproduction"
+    ),
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds of each experiment that is random.")
+    ] = None,
+    data: DataRoot = DATA_ROOT,
+) -> None:
+    """Reproduce the paper's figures and real machines' measurements, claim by claim."""
+    from cluster.reproduction import command
+
+    holds = _guarded(lambda: command.run(names or [], out, seeds, data))
+    typer.echo(f"Page           {out / 'reproduction.html'}")
+    if not holds:
+        raise typer.Exit(1)
+
+
 @app.command("import")
 def import_(
     format_name: Annotated[

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from cluster import html, planner, reports, state, tables
 from cluster.aggregate import Aggregator
 from cluster.fleet import Fleet
 from cluster.messages import LEVELS, EpochReport
-from cluster.planner import Agenda, Decision
+from cluster.planner import Agenda, Decision, Plan
 from cluster.population import Population
 from cluster.rows import HostFacts, VmFacts, VmFate
+from cluster.scenario import Scenario
 from cluster.scenario_file import Loaded
 from cluster.state import ClusterState
 from hostsim.units import PAGE_SIZE, HostId, VmId
@@ -54,6 +55,30 @@ class Outcome:
 
 
 Watch = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """What was decided before some epochs, what came of them, and where the run stands now."""
+
+    plan: Plan
+    report: EpochReport
+    now: ClusterState
+    epoch: int
+
+
+def barriers(population: Population, scenario: Scenario, fleet: Fleet) -> Iterator[Barrier]:
+    """The epoch loop: decide, let the hosts run, learn, again."""
+    now = state.initial(population)
+    due = planner.agenda(population, scenario)
+    epoch, last = 0, scenario.duration // scenario.epoch
+    while epoch < last:
+        plan = planner.plan(now, due.at(epoch), population, scenario, epoch)
+        n_epochs = _span(due, epoch, last)
+        report = fleet.run(plan.orders, epoch, n_epochs)
+        now = state.learn(plan.after, report)
+        epoch += n_epochs
+        yield Barrier(plan, report, now, epoch)
 
 
 @dataclass
@@ -102,37 +127,34 @@ class Coordinator:
         return outcome
 
     def _epochs(self) -> bool:
-        """The loop itself. Returns whether it was stopped."""
+        """Take down what each barrier brings. Returns whether the run was stopped early."""
         scenario = self.loaded.scenario
-        now = state.initial(self.population)
-        due = planner.agenda(self.population, scenario)
-        epoch, last = 0, scenario.duration // scenario.epoch
+        last = scenario.duration // scenario.epoch
         self._looping_since = time.perf_counter()
-        while epoch < last:
-            if self.should_stop():
+        if self.should_stop():
+            return True
+        for barrier in barriers(self.population, scenario, self.fleet):
+            self._write_down(barrier.plan.decisions)
+            self._seen.add(barrier.report)
+            self._folder.add(barrier.report)
+            self._show(barrier.report, barrier.now, barrier.epoch, last)
+            if barrier.epoch < last and self.should_stop():
                 return True
-            plan = planner.plan(now, due.at(epoch), self.population, scenario, epoch)
-            self._write_down(plan.decisions)
-            n_epochs = _span(due, epoch, last)
-            report = self.fleet.run(plan.orders, epoch, n_epochs)
-            now = state.learn(plan.after, report)
-            self._seen.add(report)
-            self._folder.add(report)
-            epoch += n_epochs
-            self._show(report, now, epoch, last)
         return False
 
     def _write_down(self, decisions: tuple[Decision, ...]) -> None:
         """Decisions go to events.jsonl, and into what became of each VM."""
         for one in decisions:
-            name = self.population.vms[one.vm].spec.name
-            facts = dict(one.facts)
+            about = {} if one.vm is None else {"vm": self.population.vms[one.vm].spec.name}
+            facts = about | one.facts
             if one.host is not None:
                 facts["host"] = self.population.hosts[one.host].name
             if one.reason is not None:
                 facts["reason"] = one.reason
-            self._folder.event(one.at_ms, one.kind, vm=name, **facts)
-            self._fates[one.vm] = _fate(self._fates.get(one.vm), one)
+            self._folder.event(one.at_ms, one.kind, **facts)
+            if one.vm is not None:
+                fate = self._fates.get(one.vm) or VmFate(one.vm, one.at_ms)
+                self._fates[one.vm] = _fate(fate, one)
 
     def _conclude(self, stopped: bool) -> Outcome:
         """Build the report and close the folder."""
@@ -195,9 +217,8 @@ def _facts(spec: Any) -> VmFacts:
     return VmFacts(spec.vm, spec.name, config.memory, config.reservation, config.vcpus)
 
 
-def _fate(before: VmFate | None, decision: Decision) -> VmFate:
+def _fate(fate: VmFate, decision: Decision) -> VmFate:
     """What is known of a VM after one more decision about it."""
-    fate = before or VmFate(decision.vm, decision.at_ms)
     if decision.kind == planner.POWER_ON and decision.host is not None:
         hosts = fate.hosts
         if decision.host not in hosts:

@@ -22,6 +22,7 @@ from cluster.messages import (
     PowerOn,
     Reset,
     Rows,
+    SetHost,
     SetVm,
 )
 from cluster.population import HostSpec
@@ -103,6 +104,8 @@ class HostSet:
             case SetVm():
                 values = {"reservation": order.reservation, "limit": order.limit}
                 host.set_vm(order.vm, shares=order.shares, **values)
+            case SetHost():
+                host.set_host(idle_tax=order.idle_tax)
 
     def _advance(self, host: Host, epoch: int) -> list[LevelChange]:
         changes = host.advance(self._epoch_ms)

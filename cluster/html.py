@@ -37,6 +37,11 @@ def build(run_dir: Path) -> Path:
 
 def page(run: RunData) -> str:
     """The whole page. A run that was killed has neither report nor VM table: those parts go."""
+    return render("report.html", _context(run))
+
+
+def render(template: str, context: Mapping[str, Any]) -> str:
+    """Fill a template: all text is data and escaped, but our own SVG."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -56,7 +61,7 @@ def page(run: RunData) -> str:
         gib=lambda value: summary.plain(value / GIB),
         svg=Markup,
     )
-    return jinja.get_template("report.html").render(_context(run))
+    return str(jinja.get_template(template).render(context))
 
 
 def _context(run: RunData) -> dict[str, Any]:

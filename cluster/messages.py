@@ -26,6 +26,7 @@ __all__ = [
     "PowerOn",
     "Reset",
     "Rows",
+    "SetHost",
     "SetVm",
 ]
 
@@ -65,7 +66,15 @@ class SetVm:
     shares: int | None = None
 
 
-Order = PowerOn | PowerOff | Reset | SetVm
+@dataclass(frozen=True, slots=True)
+class SetHost:
+    """New idle-memory tax of a host, in permille."""
+
+    host: HostId
+    idle_tax: int
+
+
+Order = PowerOn | PowerOff | Reset | SetVm | SetHost
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 The agenda is the scenario in order of time: planned arrivals and departures, and events. Whatever
 falls inside an epoch acts at the start of the next one. Departures come first, so that arrivals
-find the room; then the rest in order of time, ties to the lower VM id. What one VM does keeps its
-order: arrivals and departures before events of the same time, and those as in the file.
+find the room; then the rest in order of time, ties to VMs before hosts and to the lower id. What
+one VM does keeps its order: arrivals and departures before events of the same time, and those as in
+the file.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cluster import placement, state
-from cluster.messages import Order, PowerOff, PowerOn, Reset, SetVm
+from cluster.messages import Order, PowerOff, PowerOn, Reset, SetHost, SetVm
 from cluster.population import Population
 from cluster.scenario import Event, EventValues, Scenario
 from cluster.state import NOWHERE, ClusterState
@@ -27,7 +28,7 @@ POWER_OFF, SET, RESET, POWER_ON = "power_off", "set", "reset", "power_on"
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """Something that is due."""
+    """Something that is due about a VM."""
 
     epoch: int
     at_ms: int
@@ -39,13 +40,23 @@ class Due:
 
 
 @dataclass(frozen=True, slots=True)
+class HostDue:
+    """A host's new idle-memory tax, in permille, that is due."""
+
+    epoch: int
+    at_ms: int
+    host: HostId
+    idle_tax: int
+
+
+@dataclass(frozen=True, slots=True)
 class Agenda:
     """Everything due in a run, in order; `epochs` are those of `due`, for look-ups."""
 
-    due: tuple[Due, ...]
+    due: tuple[Due | HostDue, ...]
     epochs: state.Ints
 
-    def at(self, epoch: int) -> Sequence[Due]:
+    def at(self, epoch: int) -> Sequence[Due | HostDue]:
         """What is due at the start of `epoch`."""
         first, last = np.searchsorted(self.epochs, [epoch, epoch + 1])
         return self.due[first:last]
@@ -62,7 +73,8 @@ class Decision:
 
     at_ms: int
     kind: str
-    vm: VmId
+    vm: VmId | None
+    """None: it is about `host` itself."""
     host: HostId | None = None
     reason: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
@@ -80,7 +92,7 @@ class Plan:
 def agenda(population: Population, scenario: Scenario) -> Agenda:
     """Arrivals, departures and events of a scenario in the order in which they act."""
     last = scenario.duration // scenario.epoch
-    due: list[Due] = []
+    due: list[Due | HostDue] = []
     stops: dict[VmId, Due] = {}
     for vm in population.vms:
         if vm.start_ms is None:
@@ -90,10 +102,15 @@ def agenda(population: Population, scenario: Scenario) -> Agenda:
         if vm.stop_ms is not None:  # who comes stays for an epoch at least
             at = max(-(-vm.stop_ms // scenario.epoch), starts + 1)
             stops[vm.spec.vm] = Due(at, vm.stop_ms, POWER_OFF, vm.spec.vm)
-    ids = {vm.spec.name: vm.spec.vm for vm in population.vms}
     due += stops.values()
-    due += [_of_event(event, ids[event.target], stops, scenario.epoch) for event in scenario.events]
-    due.sort(key=lambda one: (one.epoch, one.at_ms, one.vm, not one.planned))
+    vms = {vm.spec.name: vm.spec.vm for vm in population.vms}
+    hosts = {host.name: host.host for host in population.hosts}
+    for event in scenario.events:
+        if event.target in vms:
+            due.append(_of_event(event, vms[event.target], stops, scenario.epoch))
+        else:
+            due.append(_of_host_event(event, hosts[event.target], scenario.epoch))
+    due.sort(key=_place)
     due = _departures_first([one for one in due if one.epoch < last])
     return Agenda(tuple(due), np.array([one.epoch for one in due], np.int64))
 
@@ -105,34 +122,61 @@ def _of_event(event: Event, vm: VmId, stops: Mapping[VmId, Due], epoch_ms: int) 
     return Due(epoch, event.at, event.action, vm, event.values, planned=False)
 
 
-def _departures_first(due: list[Due]) -> list[Due]:
+def _of_host_event(event: Event, host: HostId, epoch_ms: int) -> HostDue:
+    assert event.values is not None and event.values.idle_tax is not None, "checked on loading"
+    return HostDue(-(-event.at // epoch_ms), event.at, host, event.values.idle_tax)
+
+
+def _place(due: Due | HostDue) -> tuple[int, ...]:
+    """By time; then VMs, then hosts; by id; what a VM planned before its events."""
+    if isinstance(due, HostDue):
+        return due.epoch, due.at_ms, 1, due.host
+    return due.epoch, due.at_ms, 0, due.vm, not due.planned
+
+
+def _departures_first(due: list[Due | HostDue]) -> list[Due | HostDue]:
     """Within an epoch, a VM's first act goes before others' if it is to leave."""
     seen: set[tuple[int, VmId]] = set()
     keys = []
     for one in due:
-        leaves = one.action == POWER_OFF and (one.epoch, one.vm) not in seen
-        seen.add((one.epoch, one.vm))
+        leaves = False
+        if isinstance(one, Due):
+            leaves = one.action == POWER_OFF and (one.epoch, one.vm) not in seen
+            seen.add((one.epoch, one.vm))
         keys.append((one.epoch, 0 if leaves else 1))
     order = sorted(range(len(due)), key=lambda at: keys[at])
     return [due[at] for at in order]
 
 
 def plan(
-    now: ClusterState, due: Sequence[Due], population: Population, scenario: Scenario, epoch: int
+    now: ClusterState,
+    due: Sequence[Due | HostDue],
+    population: Population,
+    scenario: Scenario,
+    epoch: int,
 ) -> Plan:
     """Turn what is due into orders, one after the other, each seeing what the last one did."""
     at_ms = epoch * scenario.epoch
     orders: list[Order] = []
     decisions: list[Decision] = []
     for one in due:
-        if one.planned and one.action == POWER_OFF and now.host_of[one.vm] == NOWHERE:
+        order: Order | None
+        if isinstance(one, HostDue):
+            order, decision = _set_host(one, at_ms)
+        elif one.planned and one.action == POWER_OFF and now.host_of[one.vm] == NOWHERE:
             continue  # it was refused, or an event switched it off: nothing is left to decide
-        order, decision = _decide(now, one, population, scenario, at_ms)
+        else:
+            order, decision = _decide(now, one, population, scenario, at_ms)
         decisions.append(decision)
         if order is not None:
             orders.append(order)
             now = state.obey(now, [order])
     return Plan(tuple(orders), now, tuple(decisions))
+
+
+def _set_host(due: HostDue, at_ms: int) -> tuple[Order, Decision]:
+    facts = {"idle_tax_permille": due.idle_tax}
+    return SetHost(due.host, due.idle_tax), Decision(at_ms, SET, None, due.host, facts=facts)
 
 
 def _decide(

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from cluster import scenario_text
-from hostsim.config import DISKS, PROFILES, FrozenModel, HostConfig, VmConfig
+from hostsim.config import DISKS, PROFILES, FrozenModel, HostConfig, IdleTax, VmConfig
 from hostsim.guest_config import ContentMix, ContentTable, GuestImage, TraceGuest, Workload
 from hostsim.units import MIB, Bytes, Milliseconds, Permille
 
@@ -101,7 +101,7 @@ class ImageContent(ContentTable):
 
 
 HASH_KEYS = ImageContent.model_fields.keys() - ContentTable.model_fields.keys() - {"hashes"}
-FROM_HASHES = ("footprint", "application", "copies", "growth")
+FROM_HASHES = ("footprint", "application", "copies", "structures", "growth")
 """Keys of an image that say nothing where its pages hold what real guests' did."""
 
 
@@ -207,24 +207,28 @@ class EventValues(FrozenModel):
     """What `set` changes; keys that are not given stay."""
 
     reservation: Bytes | None = None
+    """Of a VM, as limit and shares are."""
     limit: Bytes | None = Field(None, gt=0)
     shares: Shares | None = None
+    idle_tax: IdleTax | None = None
+    """Of a host."""
 
 
 class Event(FrozenModel):
-    """Something that happens to a VM at a stated time."""
+    """Something that happens to a VM, or to a host, at a stated time."""
 
     at: Milliseconds
     target: str = Field(max_length=1000)
-    """Name of a VM; of a group with a count, one member (web-3)."""
+    """Name of a VM or a host; of a group with a count, one member (web-3)."""
     action: Literal["power_on", "power_off", "reset", "set"]
+    """Of a host, only `set`."""
     values: EventValues | None = None
 
     @model_validator(mode="after")
     def _values_belong_to_set(self) -> Event:
         given = self.values is not None and bool(self.values.model_dump(exclude_none=True))
         if self.action == "set" and not given:
-            raise ValueError("set needs values: reservation, limit or shares")
+            raise ValueError("set needs values: reservation, limit, shares, or a host's idle_tax")
         if self.action != "set" and self.values is not None:
             raise ValueError(f"{self.action} takes no values")
         return self

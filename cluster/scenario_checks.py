@@ -47,6 +47,8 @@ class Parts:
     """Image name -> what was read of its file, where that could be read."""
     vm_names: dict[str, str] = field(default_factory=dict)
     """Name of each VM -> where it comes from, for messages; filled by `names`."""
+    host_names: dict[str, str] = field(default_factory=dict)
+    """The same of each host."""
 
     def whole(self, *keys: str) -> bool:
         """Whether nothing of these top-level keys is invalid."""
@@ -88,7 +90,8 @@ def names(parts: Parts) -> Iterator[Problem]:
         yield parts.problem("vms", why="is required, unless there is a trace")
     for key in ("images", "workloads"):
         yield from _unique(parts, key, ((at, [item.name]) for at, item in parts.items(key)), {})
-    for key, most, taken in (("hosts", HOSTS_MAX, {}), ("vms", VMS_MAX, parts.vm_names)):
+    kinds = (("hosts", HOSTS_MAX, parts.host_names), ("vms", VMS_MAX, parts.vm_names))
+    for key, most, taken in kinds:
         total = sum(group.count for _, group in parts.items(key))
         if total > most:
             yield parts.problem(key, why=f"are {total} in all, more than {most}")
@@ -141,18 +144,19 @@ def _named(data: dict[str, Any]) -> Iterator[tuple[Place, str, str]]:
 
 def sizes(parts: Parts) -> Iterator[Problem]:
     """A VM fits into some host, and its guest's boot footprint into the VM."""
-    footprints = {
-        image.name: image.footprint
-        for _, image in parts.items("images")
-        if image.content.hashes is None  # `scenario_hashes` knows how many pages those have
-    }
+    images = {image.name: image for _, image in parts.items("images")}
     hosts = [group for _, group in parts.items("hosts")]
     largest = max((group.memory for group in hosts), default=0)
     admits = max((group.memory - group.reserve for group in hosts), default=0)
     for at, group in parts.items("vms"):
-        if footprints.get(group.image, 0) > group.memory:
+        image = images.get(group.image)
+        structures = 0 if image is None else group.memory * image.structures // 1000
+        # `scenario_hashes` knows how many pages real guests have.
+        has_table = image is not None and image.content.hashes is None
+        if image is not None and has_table and image.footprint + structures > group.memory:
             why = f"is less than the boot footprint of {group.image}"
-            why += f", {bytes_text(footprints[group.image])}"
+            why += f", {bytes_text(image.footprint)}"
+            why += f" and {bytes_text(structures)} of structures" * (structures > 0)
             yield parts.problem("vms", at, "memory", why=why)
         if not parts.whole("hosts"):
             continue

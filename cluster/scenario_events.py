@@ -1,4 +1,4 @@
-"""Events checked against the VMs they name, in the order in which they will happen.
+"""Events checked against the VMs and hosts they name, in the order in which they will happen.
 
 Each VM's planned life is played through: it arrives and leaves as its group or the trace says, and
 events switch it in between. Whether it finds a host is the run's matter; that the plan itself makes
@@ -10,16 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from pydantic import ValidationError
 
-from cluster.scenario import Event, VmGroup
+from cluster.scenario import Event, EventValues, VmGroup
 from cluster.scenario_checks import Parts
-from cluster.scenario_problems import closest, from_validation
+from cluster.scenario_problems import closest, from_validation, listed
 from cluster.scenario_text import ms_text
 from cluster.yaml_input import Problem, shown
 from hostsim.config import VmConfig
+
+_HOST_KEYS = ("idle_tax",)
+_VM_KEYS = tuple(key for key in EventValues.model_fields if key not in _HOST_KEYS)
+"""Which values are whose."""
 
 
 @dataclass(slots=True)
@@ -48,25 +53,50 @@ class _Life:
 def check(parts: Parts) -> Iterator[Problem]:
     """Problems of `events`."""
     lives: dict[str, _Life | None] = {}
-    known = parts.vm_names
-    complete = parts.whole("vms", "trace") and (
+    complete = parts.whole("vms", "trace", "hosts") and (
         parts.scenario.trace is None or parts.trace_vms is not None
     )
     for at, event in sorted(parts.items("events"), key=lambda item: (item[1].at, item[0])):
         if parts.whole("duration") and event.at >= parts.scenario.duration:
             why = f"must come before the end of the run ({ms_text(parts.scenario.duration)})"
             yield parts.problem("events", at, "at", why=why)
-        if event.target not in known:
-            if complete:
-                why = f"is no VM: {closest(event.target, list(known)[:10_000])}"
-                why += "targets are names of VMs, such as web, or web-3 of a group with a count"
-                yield parts.problem("events", at, "target", why=why)
-            continue
-        if event.target not in lives:
-            lives[event.target] = _life(parts, event.target)
-        life = lives[event.target]
-        if life is not None:
-            yield from _play(parts, at, event, life)
+        is_vm, is_host = event.target in parts.vm_names, event.target in parts.host_names
+        if is_vm and is_host:
+            why = f"is a VM ({parts.vm_names[event.target]}) and a host "
+            why += f"({parts.host_names[event.target]}): an event needs a name of one thing only"
+            yield parts.problem("events", at, "target", why=why)
+        elif is_host:
+            yield from _check_host(parts, at, event)
+        elif is_vm:
+            yield from _of_others(parts, at, event, "VM", _VM_KEYS)
+            if event.target not in lives:
+                lives[event.target] = _life(parts, event.target)
+            life = lives[event.target]
+            if life is not None:
+                yield from _play(parts, at, event, life)
+        elif complete:
+            known = [*islice(parts.vm_names, 10_000), *islice(parts.host_names, 10_000)]
+            why = f"is no VM and no host: {closest(event.target, known)}targets are names of VMs "
+            why += "and hosts, such as web, or web-3 of a group with a count"
+            yield parts.problem("events", at, "target", why=why)
+
+
+def _check_host(parts: Parts, at: int, event: Event) -> Iterator[Problem]:
+    if event.action != "set":
+        why = f"{shown(event.target)} is a host: allowed for hosts: set"
+        yield parts.problem("events", at, "action", why=why)
+    yield from _of_others(parts, at, event, "host", _HOST_KEYS)
+
+
+def _of_others(
+    parts: Parts, at: int, event: Event, what: str, allowed: tuple[str, ...]
+) -> Iterator[Problem]:
+    """Values that a target of this kind does not have."""
+    values = {} if event.values is None else event.values.model_dump(exclude_none=True)
+    for key in values:
+        if key not in allowed:
+            why = f"{shown(event.target)} is a {what}: allowed for {what}s: {listed(allowed)}"
+            yield parts.problem("events", at, "values", key, why=why)
 
 
 def _play(parts: Parts, at: int, event: Event, life: _Life) -> Iterator[Problem]:
@@ -85,7 +115,7 @@ def _play(parts: Parts, at: int, event: Event, life: _Life) -> Iterator[Problem]
     elif event.action == "power_off":
         life.switched, life.switched_ms = False, event.at
     elif event.values is not None:
-        changes = event.values.model_dump(exclude_none=True)
+        changes = event.values.model_dump(exclude_none=True, include=set(_VM_KEYS))
         try:
             life.config = VmConfig.model_validate({**life.config.model_dump(), **changes})
         except ValidationError as error:

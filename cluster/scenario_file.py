@@ -66,10 +66,17 @@ class Loaded:
     """Image name -> the real guests whose pages it stands for, where its content is hashes."""
 
 
-def load(path: Path, *, data_root: Path | None = None, seed: int | None = None) -> Loaded:
+def load(
+    path: Path,
+    *,
+    data_root: Path | None = None,
+    seed: int | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Loaded:
     """Read and check the scenario at `path`; `seed` replaces the file's.
 
-    data_root: the folder in which `trace.data` and `content.data` name a folder.
+    data_root: the folder in which `trace.data` and `content.data` name a folder. changes: places in
+    the file, such as "vms.0.memory", and values to put there; None takes a key away.
     """
     try:
         document = yaml_input.read(path)
@@ -80,8 +87,8 @@ def load(path: Path, *, data_root: Path | None = None, seed: int | None = None) 
         fault = Problem("", document.line(()), "", f"must be a mapping with some of: {keys}")
         raise ScenarioError(document.file, [fault])
     problems = list(_read_images(document, path.parent))
-    if seed is not None:
-        document.data["seed"] = seed
+    for place, value in {**(changes or {}), **({} if seed is None else {"seed": seed})}.items():
+        _change(document.data, place, value)
     parts, found = _validate(document)
     # A list that could not be read is reported by its reader, not for being no list.
     problems += [item for item in found if not (problems and item.path == "images")]
@@ -90,7 +97,19 @@ def load(path: Path, *, data_root: Path | None = None, seed: int | None = None) 
     problems += [item for check in _CHECKS for item in check(parts)]
     if problems:
         raise ScenarioError(document.file, sorted(problems, key=_in_file_order))
-    return _loaded(parts, changed=seed is not None or bool(document.included))
+    changed = seed is not None or bool(changes) or bool(document.included)
+    return _loaded(parts, changed=changed)
+
+
+def _change(data: Any, place: str, value: Any) -> None:
+    """Put `value` at a place of the file as read. Raises LookupError where the way is not there."""
+    *way, last = [int(step) if step.isdecimal() else step for step in place.split(".")]
+    for step in way:
+        data = data.setdefault(step, {}) if isinstance(data, dict) else data[step]
+    if value is None:
+        data.pop(last, None)
+    else:
+        data[last] = value
 
 
 def _in_file_order(item: Problem) -> tuple[bool, int]:

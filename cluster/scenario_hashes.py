@@ -72,8 +72,10 @@ def _group(
 ) -> Iterator[Problem]:
     for number, phase in enumerate(workload.phases if workload is not None else ()):
         where = f"{group.workload}, phase {number + 1}, "
-        if phase.writes:
-            why = f"{where}must only read (writes: 0 %): what the pages hold, {image.name} says"
+        if phase.writes or phase.data:
+            why = (
+                f"{where}must only read (writes: 0 %, no data): what pages hold, {image.name} says"
+            )
             yield parts.problem("vms", at, "workload", why=why)
         elif phase.memory is not None:
             why = f"{where}must not give memory: what is in use, {image.name} says"

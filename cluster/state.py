@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from cluster.messages import EpochReport, Order, PowerOff, PowerOn, Reset, SetVm
+from cluster.messages import EpochReport, Order, PowerOff, PowerOn, Reset, SetHost, SetVm
 from cluster.population import Population
 from hostsim.units import PAGE_SIZE
 
@@ -124,7 +124,7 @@ def obey(state: ClusterState, orders: Sequence[Order]) -> ClusterState:
                     value = getattr(order, name)
                     if value is not None:
                         column[order.vm] = value
-            case Reset():
+            case Reset() | SetHost():
                 pass
     return replace(state, host_of=host_of, consumed=consumed, active=active, **kept)
 

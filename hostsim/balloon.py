@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hostsim import replacement, rng
+from hostsim import guest, replacement, rng
 from hostsim.jit import kernel, small
 from hostsim.ranks import PINNED, place_of
 from hostsim.state import (
@@ -78,9 +78,17 @@ def inflate(st: HostState, v: int, n: int) -> int:
 
 @kernel
 def deflate(st: HostState, v: int, n: int, key: np.uint64) -> int:
-    """Return `n` ballooned pages, drawn at random, to the guest. The caller saw that there are."""
+    """Return `n` ballooned pages, drawn at random, to the guest. The caller saw that there are.
+
+    A Windows-like guest zeroes what it gets back, which takes a frame for it at once.
+    """
     for i in range(n):
-        replacement.take_back(st, v, _find_ballooned(st, v, key, i))
+        ppn = _find_ballooned(st, v, key, i)
+        replacement.take_back(st, v, ppn)
+        if (
+            st.vms[v].windows == 1
+        ):  # its zero-page thread [P 5.4]; a page that stalls stays as it is
+            guest.scrub(st, v, ppn)
     st.host[0].deflated += n
     return n
 

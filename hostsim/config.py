@@ -8,7 +8,7 @@ from the ESX 2 manual); `vsphere` is ESXi 5 and later. Reference tags: [P] the p
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -23,6 +23,8 @@ from hostsim.units import (
 )
 
 Positive = Field(gt=0)
+IdleTax = Annotated[Permille, Field(le=990)]
+"""tau [P 5.2]: at 100 % an idle page would cost infinitely much."""
 
 
 class FrozenModel(BaseModel):
@@ -64,7 +66,7 @@ class Balloon(FrozenModel):
 class Allocation(FrozenModel):
     """Share-based allocation with the idle-memory tax [P 5]."""
 
-    idle_tax: Permille = Field(750, le=990)
+    idle_tax: IdleTax = 750
     """tau; default 75 % [P 5.2, ADM2 p355]. Price factor of an idle page: k = 1 / (1 - tau)."""
     balance_period: Milliseconds = Field(15_000, ge=1000)
     """BalancePeriod 15 s [ADM2 p355]."""

@@ -10,9 +10,16 @@ PPNs need no second level of mapping. A guest with nothing left to give gets its
 
 from __future__ import annotations
 
-from hostsim import fault
+from hostsim import fault, rng
 from hostsim.jit import i64, kernel, small
-from hostsim.replacement import count_use, give_page, in_guest_memory, take_back
+from hostsim.replacement import (
+    count_use,
+    find_coldest,
+    give_page,
+    in_guest_memory,
+    take_back,
+    write_out,
+)
 from hostsim.replay import READ, USE_BITS, ZERO_PLACE
 from hostsim.state import (
     ANON,
@@ -27,6 +34,7 @@ from hostsim.state import (
     IN_KERNEL,
     INDEX,
     STALE,
+    SWAPPED,
     UNIQUE,
     ZERO,
     HostState,
@@ -229,6 +237,44 @@ def relive(st: HostState, v: int, ppn: int, word: int) -> int:
     is_write = i64(word & READ != READ)
     more = fault.touch(st, v, ppn, is_write, replayed_word(st, v, word) if is_write else i64(0))
     return more if more < 0 else cost + more  # a page that was just faulted in is private
+
+
+@kernel
+def read_data(st: HostState, v: int) -> int:
+    """The workload uses file data that is not cached: it is read from the guest's disk over a cold
+    page, or past memory where there is none. Returns the cost, or why it stalls.
+
+    Anonymous pages stand for dirty ones, which are written out first. A page that the host had
+    swapped is read back for that (double paging [P 3.1]), or, if it is clean, only to be
+    overwritten (VSwapper's stale read).
+    """
+    host = st.host[0]
+    vm = st.vms[v]
+    if vm.disk_io_left <= 0:
+        return fault.NO_GUEST_IO
+    key = rng.stream(host.seed, rng.GUEST, vm.vm, vm.gifts)
+    vm.gifts += 1
+    ppn = find_coldest(st, v, key)
+    cost = i64(0)
+    if ppn >= 0:
+        vm.given = ppn
+        slot = vm.base_slot + ppn
+        written = i64(0)
+        if use_of(st, slot) == ANON:
+            written = write_out(st, v, ppn)
+            if written < 0:
+                return written
+        is_stale = state_of(st, slot) == SWAPPED
+        cost = fault.touch(st, v, ppn, 1, fresh_word(st, v))
+        if cost < 0:
+            st.debts[v, GUEST_PAGING] += written * host.sample
+            return cost
+        cost += written * host.sample
+        host.stale_reads += is_stale
+    vm.disk_io_left -= 1
+    host.guest_page_ins += 1
+    vm.cause = GUEST_PAGING
+    return cost + vm.disk_latency_ns * host.sample
 
 
 @kernel

@@ -62,6 +62,10 @@ class GuestImage(FrozenModel):
     """Names the group of images that share the `application` class."""
     copies: float = Field(2.0, ge=1.0, le=1e6)
     """Mean copies of a duplicate content inside one VM."""
+    structures: Permille = 0
+    """Kernel structures that the guest sizes by its memory at boot, as a part of it, over and above
+    the footprint: a guest that lives in less, because of a balloon, still has those of its size
+    [P 3.2]."""
     content: ContentTable = ContentTable(kernel=ContentMix(unique=100), anon=ContentMix(unique=900))
     """Pages of the boot footprint."""
     growth: ContentTable = ContentTable(anon=ContentMix(unique=1000))
@@ -78,6 +82,8 @@ class GuestImage(FrozenModel):
     def _no_kernel_growth(self) -> GuestImage:
         if sum(self.growth.kernel.model_dump().values()):
             raise ValueError("growth holds no kernel pages: the kernel is in place after boot")
+        if self.structures and not sum(self.content.kernel.model_dump().values()):
+            raise ValueError("structures are kernel pages: content must say what those hold")
         return self
 
 
@@ -93,15 +99,26 @@ class Phase(FrozenModel):
     active: Amount = ("permille", 100)
     """Size of the active set."""
     touch_interval: Milliseconds = Field(5_000, ge=10)
-    """Mean time between two touches of one active page."""
+    """Mean time between two touches of one active page, or page of `data`."""
+    data: Bytes = 0
+    """File data that the guest works on through its page cache; touches are spread over so much by
+    rank. The hottest part, as large as the active set is, lies in memory; a touch of the rest is
+    read from the guest's disk over the coldest page cached. 0: the active set is all there is."""
     writes: Permille = 300
     """Touches of anonymous pages that write."""
-    locality: Literal["uniform", "sweep", "zipf"] = "uniform"
-    """Uniform over the active set; in sequence; or rank-skewed (Zipf, exponent 1)."""
+    locality: Literal["uniform", "sweep", "zipf", "linear"] = "uniform"
+    """Uniform over the active set; in sequence; or by rank: popularity falling as 1 / rank (Zipf),
+    or linearly to nothing at the last rank."""
     drift: Permille = 50
     """Part of the active set that moves, each hour, to pages not in it before."""
     cpu: Permille = 200
     """CPU demand, of all the VM's vCPUs."""
+
+    @model_validator(mode="after")
+    def _data_by_rank(self) -> Phase:
+        if self.data and self.locality not in ("zipf", "linear"):
+            raise ValueError("data is touched by rank: locality must be zipf or linear")
+        return self
 
 
 class Workload(FrozenModel):
@@ -122,7 +139,7 @@ class TraceGuest(FrozenModel):
     drift: Permille = 50
     """Part of the active memory that moves, each hour, to pages never used before."""
     writes: Permille = 300
-    locality: Literal["uniform", "sweep", "zipf"] = "uniform"
+    locality: Literal["uniform", "sweep", "zipf", "linear"] = "uniform"
     active_idle: Permille = 50
     """Without a memory trace: active memory at no CPU load, of the VM's size."""
     active_busy: Permille = 400

@@ -13,13 +13,20 @@ import numpy as np
 
 from hostsim import allocate, contents, measure, tick
 from hostsim.composition import Composition, class_base, compose
-from hostsim.config import HostConfig, VmConfig
+from hostsim.config import Allocation, HostConfig, VmConfig
 from hostsim.contents import Ranges
 from hostsim.fault import leave_memory
 from hostsim.guest import reset as reset_guest
 from hostsim.guest_config import GuestImage, Phase, Workload
 from hostsim.jit import is_warm, kernel
-from hostsim.load import content_lengths, fill_bounds, fill_host, fill_vm, program_slots
+from hostsim.load import (
+    content_lengths,
+    fill_bounds,
+    fill_host,
+    fill_tax,
+    fill_vm,
+    program_slots,
+)
 from hostsim.program import from_workload
 from hostsim.replay import EVENT
 from hostsim.spec import VmSpec
@@ -47,6 +54,7 @@ class Host:
 
     host: HostId
     config: HostConfig
+    """As last set."""
     seed: int
     sample: int
     tick_ms: int
@@ -165,6 +173,17 @@ class Host:
             raise ValueError(f"host {self.host} refuses VM {vm}: {reason}")
         self.specs[vm] = spec
         fill_bounds(row, config, self.sample)
+        self.state.host[0].rebalance = 1
+
+    def set_host(self, *, idle_tax: int) -> None:
+        """Change the idle-memory tax, in permille; the next step recomputes targets [P 6.3].
+
+        Raises ValueError, and changes nothing, for a tax that is not allowed.
+        """
+        changed = self.config.allocation.model_dump() | {"idle_tax": idle_tax}
+        allocation = Allocation.model_validate(changed)
+        self.config = self.config.model_copy(update={"allocation": allocation})
+        fill_tax(self.state.host[0], allocation)
         self.state.host[0].rebalance = 1
 
     # Running

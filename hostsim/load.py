@@ -12,7 +12,7 @@ import numpy as np
 
 from hostsim import allocate, reclaim
 from hostsim.composition import Composition, range_lengths
-from hostsim.config import HostConfig, VmConfig
+from hostsim.config import Allocation, HostConfig, VmConfig
 from hostsim.program import KEEP
 from hostsim.program import Rows as ProgramRows
 from hostsim.replay import Replay
@@ -46,11 +46,16 @@ def fill_host(
     row.balance_ms = config.allocation.balance_period
     row.claim_touched = config.allocation.claim == "touched"
     row.deadband_sigmas = config.allocation.deadband_sigmas
-    row.tax_k = allocate.tax_factor(config.allocation.idle_tax / 1000)
+    fill_tax(row, config.allocation)
     row.sample_pages, row.sample_ms = config.sampling.pages, config.sampling.period
     row.swap_latency_ns = config.swap.latency
     row.swap_iops = config.swap.iops * MILLI
     row.cpus, row.cow_ns, row.scan_ns = config.cpus, config.costs.cow, config.costs.scan
+
+
+def fill_tax(row: Any, config: Allocation) -> None:
+    """The price factor of an idle page."""
+    row.tax_k = allocate.tax_factor(config.idle_tax / 1000)
 
 
 def fill_bounds(row: Any, config: VmConfig, sample: int) -> None:
@@ -83,10 +88,12 @@ def fill_vm(row: Any, spec: VmSpec, composition: Composition, host: Any) -> None
     row.guest_swap = slots(guest_swap if config.guest_swap is None else config.guest_swap, k)
     row.windows = image.os == "windows"
     row.copies_permille = composition.copies_permille
-    row.footprint = max(min(slots(image.footprint, k), row.size_slots), 1)
-    kernel = row.footprint * composition.kernel_permille // 1000
+    structures = row.size_slots * image.structures // 1000
+    footprint = max(min(slots(image.footprint, k), row.size_slots), 1)
+    row.footprint = min(footprint + structures, row.size_slots)
+    kernel = footprint * composition.kernel_permille // 1000 + structures
     row.kernel = min(kernel, row.size_slots - 1)  # the active set needs a page to lie in
-    row.reach = row.size_slots
+    row.touchable = row.size_slots
     if spec.replay is not None:
         fill_replay(row, spec.replay, k)
     row.boot_ms = image.boot
@@ -105,8 +112,8 @@ def fill_replay(row: Any, replay: Replay, sample: int) -> None:
     row.footprint = row.event = replay.pages
     row.replay_len = len(replay.events)
     # The workload needs a page to come to: the last one in use, whatever it is used for.
-    row.reach = max(replay.used, 1)
-    row.kernel = min(replay.unmovable, row.reach - 1)
+    row.touchable = max(replay.used, 1)
+    row.kernel = min(replay.unmovable, row.touchable - 1)
 
 
 def content_lengths(row: Any, spec: VmSpec, composition: Composition) -> Array:
@@ -122,7 +129,7 @@ def content_lengths(row: Any, spec: VmSpec, composition: Composition) -> Array:
 def program_slots(rows: ProgramRows, sample: int) -> Array:
     """A program in slots: amounts rounded to nearest, at least one slot of an active set."""
     scaled = rows.copy()
-    for name in ("memory_pages", "active_pages"):
+    for name in ("memory_pages", "active_pages", "data_pages"):
         pages = rows[name]
         nearest = (2 * pages + sample) // (2 * sample)
         scaled[name] = np.where(pages == KEEP, KEEP, np.where(pages > 0, np.maximum(nearest, 1), 0))

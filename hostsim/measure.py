@@ -67,8 +67,11 @@ HOST_ROW = np.dtype(
         ("swap_out_pages", np.int64),
         ("swap_in_pages", np.int64),
         ("double_paging_pages", np.int64),
+        ("stale_read_pages", np.int64),
         ("guest_paging_pages", np.int64),
         ("stalled_touches", np.int64),
+        # First touches of sampled pages, in periods that ended; a page drawn twice counts twice.
+        ("minor_faults", np.int64),
     ]
 )
 """One row per epoch and host."""
@@ -88,6 +91,9 @@ VM_ROW = np.dtype(
         ("allocated_pages", np.int64),
         ("consumed_pages", np.int64),
         ("active_pages", np.int64),
+        # The slow and the fast average alone, of which `active` is the maximum.
+        ("active_slow_pages", np.int64),
+        ("active_fast_pages", np.int64),
         ("shared_pages", np.int64),
         ("ballooned_pages", np.int64),
         ("swapped_pages", np.int64),
@@ -110,6 +116,7 @@ _EVENTS = {
     "swap_out_pages": "swap_outs",
     "swap_in_pages": "swap_ins",
     "double_paging_pages": "double_pagings",
+    "stale_read_pages": "stale_reads",
     "stalled_touches": "stalled_touches",
 }
 """Columns of HOST_ROW that are counters of the state, and their names there."""
@@ -160,6 +167,8 @@ def measure(st: HostState, zeros: list[int]) -> tuple[Rows, Rows]:
     vms["allocated_pages"] = of["resident"] + of["shared"]
     vms["consumed_pages"] = of["resident"] + of["shared"] * distinct // sharers
     vms["active_pages"] = active
+    for average in ("slow", "fast"):
+        vms[f"active_{average}_pages"] = of[average] * vms["allocated_pages"]
     host["configured_pages"] = of["size_slots"].sum()
     host["allocated_pages"] = vms["allocated_pages"].sum()
     host["consumed_pages"] = of["resident"].sum() + distinct
@@ -170,6 +179,7 @@ def measure(st: HostState, zeros: list[int]) -> tuple[Rows, Rows]:
     for name, counter in _EVENTS.items():
         host[name] = h[counter]
     host["guest_paging_pages"] = h["guest_page_ins"] + h["guest_page_outs"]
+    host["minor_faults"] = h["minor_faults"]
     for table, is_counted in ((host, _HOST_SCALES), (vms, _VM_SCALES)):
         numbers = table.view(np.int64).reshape(len(table), len(is_counted))
         numbers *= np.where(is_counted, h["sample"], 1)
@@ -184,7 +194,13 @@ def measure(st: HostState, zeros: list[int]) -> tuple[Rows, Rows]:
 def _start_again(st: HostState) -> None:
     """Begin a new measuring interval."""
     host, vms = st.host.view(np.ndarray), st.vms.view(np.ndarray)
-    for counter in (*_EVENTS.values(), "guest_page_ins", "guest_page_outs", "cpu_demand_ms"):
+    for counter in (
+        *_EVENTS.values(),
+        "guest_page_ins",
+        "guest_page_outs",
+        "minor_faults",
+        "cpu_demand_ms",
+    ):
         host[counter] = 0
     for counter in ("cow_reuses", "pops", "shared_before_swap", "guest_refusals"):
         host[counter] = 0

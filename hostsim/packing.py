@@ -174,7 +174,10 @@ def _require_program(rows: Rows) -> None:
             (rows["locality"] >= 0).all() and (rows["locality"] < len(LOCALITIES)).all()
         ),
     }
-    for name in ("growth_pages_per_s", "active_pages", "writes_permille", "cpu_permille"):
+    for name in (
+        *("growth_pages_per_s", "active_pages", "data_pages"),
+        *("writes_permille", "cpu_permille"),
+    ):
         holds[name] = bool((rows[name] >= 0).all())
     wrong = [name for name, is_right in holds.items() if not is_right]
     if wrong:
@@ -206,7 +209,7 @@ SPECIFIED = (
     *("size_slots", "reservation", "limit", "shares", "vcpus", "sharing", "driver", "balloon_max"),
     *("guest_swap", "windows", "copies_permille", "footprint", "kernel", "boot_ms"),
     *("disk_latency_ns", "disk_iops", "vm_clock", "repeat", "offset_ms"),
-    *("replay_len", "reach"),
+    *("replay_len", "touchable"),
 )
 """Fields of a VM's row that follow from its spec and its host's configuration."""
 

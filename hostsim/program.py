@@ -15,8 +15,8 @@ import numpy.typing as npt
 from hostsim.guest_config import Phase, Workload
 from hostsim.units import pages
 
-LOCALITIES = ("uniform", "sweep", "zipf")
-UNIFORM, SWEEP, ZIPF = range(3)
+LOCALITIES = ("uniform", "sweep", "zipf", "linear")
+UNIFORM, SWEEP, ZIPF, LINEAR = range(4)
 KEEP = -1
 """memory_pages of a row that leaves the memory in use as it stands."""
 
@@ -26,6 +26,7 @@ ROW = np.dtype(
         ("memory_pages", np.int64),
         ("growth_pages_per_s", np.int64),
         ("active_pages", np.int64),
+        ("data_pages", np.int64),
         ("touch_interval_ms", np.int64),
         ("writes_permille", np.int32),
         ("locality", np.int32),
@@ -34,7 +35,9 @@ ROW = np.dtype(
     ],
     align=True,
 )
-"""until_ms: exclusive end of the row, from the program's start (end of boot); rising."""
+"""until_ms: exclusive end of the row, from the program's start (end of boot); rising.
+data_pages: what touches are spread over, the active pages and data on the guest's disk; 0: the
+active pages alone."""
 
 Rows = npt.NDArray[Any]
 """(n_rows,) ROW."""
@@ -60,6 +63,7 @@ def _fill(row: Any, phase: Phase, size_pages: int) -> None:
     row["memory_pages"] = KEEP if phase.memory is None else _pages_of(phase.memory, size_pages)
     row["growth_pages_per_s"] = pages(phase.growth)
     row["active_pages"] = _pages_of(phase.active, size_pages)
+    row["data_pages"] = pages(phase.data)
     row["touch_interval_ms"] = phase.touch_interval
     row["writes_permille"] = phase.writes
     row["locality"] = LOCALITIES.index(phase.locality)

@@ -11,6 +11,7 @@ import numpy as np
 
 from hostsim import fault, rng
 from hostsim.jit import i64, kernel, small
+from hostsim.program import ZIPF
 from hostsim.ranks import BLOCK, place_of, used_as
 from hostsim.state import (
     ACCESSED,
@@ -93,6 +94,28 @@ def _holds(st: HostState, slot: int, use: int) -> bool:
     return use_of(st, slot) == use and in_guest_memory(state_of(st, slot))
 
 
+@small
+def _is_ranked(st: HostState, v: int) -> bool:
+    """Whether the workload prefers some pages of its active window to others."""
+    vm = st.vms[v]
+    return st.programs[vm.program + vm.row].locality >= ZIPF
+
+
+@kernel
+def find_coldest(st: HostState, v: int, key: np.uint64) -> int:
+    """The coldest page of cache or anonymous memory among LOOKS random ones of the active window,
+    or -1. The window's first page has the lowest rank, see `touch`.
+    """
+    vm = st.vms[v]
+    coldest = vm.active
+    for look in range(LOOKS):
+        offset = rng.below(key, look, vm.active)
+        slot = vm.base_slot + vm.kernel + (vm.window + offset) % vm.span
+        if offset < coldest and (_holds(st, slot, CACHE) or _holds(st, slot, ANON)):
+            coldest = offset
+    return -1 if coldest == vm.active else vm.kernel + (vm.window + coldest) % vm.span
+
+
 @kernel
 def _find_use(st: HostState, v: int, use: int, key: np.uint64) -> int:
     """A random page of this use, CACHE or ANON, in guest memory. The caller saw that there is one.
@@ -157,15 +180,13 @@ def pin(st: HostState, v: int, ppn: int) -> int:
 
 
 @kernel
-def _page_out(st: HostState, v: int, ppn: int) -> int:
-    """The guest writes an anonymous page to its own disk. Returns the cost, or why it refuses.
+def write_out(st: HostState, v: int, ppn: int) -> int:
+    """The guest writes a dirty page to its own disk. Returns the cost, or why it cannot.
 
     When the host had swapped the page it must first read it back: double paging [P 3.1].
     """
     host = st.host[0]
     vm = st.vms[v]
-    if vm.guest_swapped >= vm.guest_swap:
-        return fault.NO_GUEST_MEMORY
     if vm.disk_io_left <= 0:
         return fault.NO_GUEST_IO
     cost = 0
@@ -175,8 +196,19 @@ def _page_out(st: HostState, v: int, ppn: int) -> int:
             return cost
         host.double_pagings += 1
     vm.disk_io_left -= 1
-    vm.guest_swapped += 1
     host.guest_page_outs += 1
+    return cost
+
+
+@kernel
+def _page_out(st: HostState, v: int, ppn: int) -> int:
+    """The guest pages an anonymous page out. Returns the cost, or why it refuses."""
+    vm = st.vms[v]
+    if vm.guest_swapped >= vm.guest_swap:
+        return fault.NO_GUEST_MEMORY
+    cost = write_out(st, v, ppn)
+    if cost >= 0:
+        vm.guest_swapped += 1
     return cost
 
 
@@ -184,14 +216,17 @@ def _page_out(st: HostState, v: int, ppn: int) -> int:
 def choose_victim(st: HostState, v: int) -> int:
     """The page that the guest can best do without, or -1 when all it has is unmovable.
 
-    Clean cache, then anonymous pages, outside the active window; then cache, then anonymous pages
-    inside it. (Cache before all anonymous pages would be simpler, and wrong: a guest with idle
-    anonymous memory then re-reads its active cache for ever.)
+    Clean cache, then anonymous pages, outside the active window; then a cold page inside it where
+    the workload ranks them, else cache, then anonymous pages. (Cache before all anonymous pages
+    would be simpler, and wrong: a guest with idle anonymous memory then re-reads its active cache
+    for ever.)
     """
     vm = st.vms[v]
     key = rng.stream(st.host[0].seed, rng.GUEST, vm.vm, vm.gifts)
     vm.gifts += 1
     ppn = _find_idle(st, v, key)
+    if ppn < 0 and _is_ranked(st, v):
+        ppn = find_coldest(st, v, key)
     if ppn < 0 and vm.cache > 0:
         ppn = _find_use(st, v, CACHE, key)
     if ppn < 0 and vm.anon > 0:

@@ -51,7 +51,9 @@ def _finish_period(st: HostState, v: int) -> None:
     vm = st.vms[v]
     if vm.samples == 0:
         return
-    fraction = touched_samples(st, v) / vm.samples
+    touched = touched_samples(st, v)
+    st.host[0].minor_faults += touched
+    fraction = touched / vm.samples
     if vm.periods == 0:
         vm.slow = fraction
         vm.fast = fraction

@@ -78,9 +78,9 @@ HOST = np.dtype(
     + _fields(np.int64, "scan_carry swap_io_carry swap_io_left scanned_last_step level_free")
     # Counters since the last measurement, in slots; CPU demand in permille of a core x ms.
     + _fields(np.int64, "zero_fills scanned shares_made stale_hints cow_breaks cow_reuses")
-    + _fields(np.int64, "inflated deflated pops swap_outs swap_ins double_pagings")
+    + _fields(np.int64, "inflated deflated pops swap_outs swap_ins double_pagings stale_reads")
     + _fields(np.int64, "shared_before_swap guest_page_ins guest_page_outs guest_refusals")
-    + _fields(np.int64, "stalled_touches cpu_demand_ms"),
+    + _fields(np.int64, "stalled_touches minor_faults cpu_demand_ms"),
     align=True,
 )
 """Scalars of a host. Rates are pages a second x 1000, whatever a slot stands for."""
@@ -103,9 +103,9 @@ VM = np.dtype(
     + _fields(np.int64, "guest_swapped guest_swap booted boot_ms scrub_cursor lost_driver")
     + _fields(np.int64, "free_cursor sweep gifts given disk_latency_ns disk_iops disk_io_left")
     # Program: rows [program, program + program_len) and the one in force; replay the same way,
-    # and its next event; reach: slots from the first that the workload may come to.
+    # and its next event; touchable: slots from the first that the workload may come to.
     + _fields(np.int64, "program program_len row vm_clock repeat cycle_start_ms start_ms offset_ms")
-    + _fields(np.int64, "boot_end_ns replay replay_len event reach")
+    + _fields(np.int64, "boot_end_ns replay replay_len event touchable")
     # Clocks: executed VM time, what the last cost was for, work left undone.
     + _fields(np.int64, "clock_ns left_ns cause backlog_ns on_ns touches serial")
     # Sampler.
@@ -290,7 +290,7 @@ def shared_saved(st: HostState) -> int:
 
 @small
 def slot_unit(st: HostState) -> int:
-    """Millionths of a page in one slot: what a carry must reach for a slot to be due."""
+    """Millionths of a page in one slot: what a carry must touchable for a slot to be due."""
     return MILLIONTHS * st.host[0].sample
 
 

@@ -2,7 +2,7 @@
 
 Where touches are uniform, how many quiet ones come before the next loud one is drawn from its
 geometric distribution, and then which loud page it is: the outcome is distributed exactly as if
-every touch were made (tests/test_thinning.py). A sweep or Zipf locality looks at every touch.
+every touch were made (tests/test_thinning.py). A sweep, or touches by rank, look at every touch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from hostsim import guest, rng
 from hostsim.jit import i64, kernel, small
 from hostsim.lost import settle
 from hostsim.loud import ANY, LOUD, WRITE, listen, listen_again, slot_of
-from hostsim.program import SWEEP, UNIFORM
+from hostsim.program import LINEAR, SWEEP, UNIFORM
 from hostsim.state import HostState
 
 _LOW_32 = np.uint64(0xFFFFFFFF)
@@ -42,6 +42,12 @@ def zipf_rank(word: np.uint64, n: int) -> int:
     low = (i64(1) << octave) - 1
     width = min(low + 1, n - low)
     return low + i64(((word & _LOW_32) * np.uint64(width)) >> _SHIFT_32)
+
+
+@small
+def linear_rank(word: np.uint64, n: int) -> int:
+    """Rank in [0, n) from a 64-bit draw, popularity falling linearly: the lower of two uniform."""
+    return min(place_of(word, n), i64(((word & _LOW_32) * np.uint64(n)) >> _SHIFT_32))
 
 
 @small
@@ -137,8 +143,22 @@ def touch_uniform(st: HostState, v: int, n: int, touch_ns: int, writes: int) -> 
 
 
 @kernel
-def touch_in_order(st: HostState, v: int, n: int, touch_ns: int, writes: int, locality: int) -> int:
-    """`n` touches by sweep or Zipf, each looked at. Returns how many were done."""
+def read_data(st: HostState, v: int) -> tuple[bool, bool]:
+    """Touch data that is not cached. Whether it was done, and whether the step goes on."""
+    cost = guest.read_data(st, v)
+    listen_again(st, v, st.vms[v].given)
+    going = settle(st, v, cost)
+    return cost >= 0, going
+
+
+@kernel
+def touch_in_order(
+    st: HostState, v: int, n: int, touch_ns: int, writes: int, locality: int, reach: int
+) -> int:
+    """`n` touches by sweep or by rank, each looked at. Returns how many were done.
+
+    reach: ranks that touches are spread over; those from vm.active on are not in memory.
+    """
     vm = st.vms[v]
     key = rng.stream(st.host[0].seed, rng.TOUCH, vm.vm, st.host[0].tick)
     loud, active, sweep = st.loud, vm.active, vm.sweep
@@ -151,9 +171,19 @@ def touch_in_order(st: HostState, v: int, n: int, touch_ns: int, writes: int, lo
             offset -= offset // active * active
         else:
             # A second word: the rank's two halves must not reuse the bits of the write draw.
-            offset = active - 1 - zipf_rank(rng.mix(word + _WEYL), active)
+            by_rank = rng.mix(word + _WEYL)
+            is_linear = locality == LINEAR
+            rank = linear_rank(by_rank, reach) if is_linear else zipf_rank(by_rank, reach)
+            offset = active - 1 - rank
         left -= touch_ns
-        if loud[offset] + is_write >= LOUD:
+        if offset < 0:
+            vm.left_ns = left
+            is_done, going = read_data(st, v)
+            left = vm.left_ns
+            done += is_done
+            if not going:
+                break
+        elif loud[offset] + is_write >= LOUD:
             vm.left_ns = left
             is_done, going = make(st, v, offset, is_write)
             left = vm.left_ns
@@ -167,13 +197,16 @@ def touch_in_order(st: HostState, v: int, n: int, touch_ns: int, writes: int, lo
 
 
 @kernel
-def touch_window(st: HostState, v: int, n: int, touch_ns: int, writes: int, locality: int) -> int:
-    """Touch `n` pages of the active window, `touch_ns` apart. Returns how many were done."""
+def touch_window(
+    st: HostState, v: int, n: int, touch_ns: int, writes: int, locality: int, reach: int
+) -> int:
+    """Touch `n` pages of the active window, and of data beyond it up to `reach` pages in all,
+    `touch_ns` apart. Returns how many were done."""
     vm = st.vms[v]
     listen(st, v)
     if locality == UNIFORM:
         done = touch_uniform(st, v, n, touch_ns, writes)
     else:
-        done = touch_in_order(st, v, n, touch_ns, writes, locality)
+        done = touch_in_order(st, v, n, touch_ns, writes, locality, reach)
     vm.sweep = (vm.sweep + done) % vm.active
     return done

@@ -132,7 +132,7 @@ def work(st: HostState, v: int, dt_ns: int) -> None:
     row = st.programs[select_row(st, v)]
     if row.memory_pages != KEEP and row.memory_pages != vm.brk:
         resize(st, v, min(row.memory_pages, vm.size_slots), row.growth_pages_per_s)
-    span = vm.reach - vm.kernel if row.memory_pages == KEEP else vm.brk - vm.kernel
+    span = vm.touchable - vm.kernel if row.memory_pages == KEEP else vm.brk - vm.kernel
     vm.span = max(span, 1)
     vm.active = min(row.active_pages, vm.span)
     vm.drift_carry += vm.active * row.drift_permille_per_h * host.dt_ms
@@ -142,7 +142,8 @@ def work(st: HostState, v: int, dt_ns: int) -> None:
     play(st, v)
     if vm.active == 0:
         return
-    vm.touch_carry += vm.active * host.dt_ms
+    reach = max(row.data_pages, vm.active)
+    vm.touch_carry += reach * host.dt_ms
     n = vm.touch_carry // row.touch_interval_ms
     vm.touch_carry -= n * row.touch_interval_ms
     if n == 0:
@@ -151,7 +152,7 @@ def work(st: HostState, v: int, dt_ns: int) -> None:
     if vm.vm_clock == 0:
         extra = n * min(vm.backlog_ns, dt_ns) // dt_ns
     touch_ns = dt_ns // (n + extra)
-    done = touch_window(st, v, n + extra, touch_ns, row.writes_permille, row.locality)
+    done = touch_window(st, v, n + extra, touch_ns, row.writes_permille, row.locality, reach)
     vm.touches += done
     if vm.vm_clock == 0:
         vm.backlog_ns = max(0, vm.backlog_ns + dt_ns - done * (dt_ns // n))

@@ -18,7 +18,7 @@ from cluster import planner
 from cluster.coordinator import Coordinator, Outcome, Progress
 from cluster.fleet import Fleet, HostSet, LocalFleet, merge
 from cluster.messages import EpochReport, Order
-from cluster.planner import Agenda, Due, Plan
+from cluster.planner import Agenda, Decision, Due, HostDue, Plan
 from cluster.population import HostSpec, Population, populate
 from cluster.scenario import Scenario
 from cluster.scenario_file import Loaded, load
@@ -96,6 +96,7 @@ PRESSED: dict[str, Any] = {
     "events": [
         {"at": "4 min", "target": "web-1", "action": "reset"},
         {"at": "5 min", "target": "web-2", "action": "set", "values": {"shares": "high"}},
+        {"at": "5 min", "target": "esx-2", "action": "set", "values": {"idle_tax": "0 %"}},
         {"at": "6 min", "target": "web-3", "action": "set", "values": {"reservation": "64 MiB"}},
         {"at": "9 min", "target": "web-4", "action": "power_off"},
         {"at": "10 min", "target": "late", "action": "power_on"},
@@ -165,9 +166,19 @@ class Plans:
         self.names = [vm.spec.name for vm in self.population.vms]
 
     def due(self) -> list[tuple[int, str, str]]:
-        return [(one.epoch, one.action, self.names[one.vm]) for one in self.agenda.due]
+        return [(one.epoch, self._action(one), self._name(one)) for one in self.agenda.due]
 
-    def plan(self, due: list[Due], epoch: int) -> Plan:
+    def _action(self, one: Due | HostDue) -> str:
+        return one.action if isinstance(one, Due) else planner.SET
+
+    def _name(self, one: Due | HostDue | Decision) -> str:
+        """The VM that it is about, or the host."""
+        if isinstance(one, HostDue) or one.vm is None:
+            assert one.host is not None
+            return self.population.hosts[one.host].name
+        return self.names[one.vm]
+
+    def plan(self, due: list[Due | HostDue], epoch: int) -> Plan:
         plan = planner.plan(self.now, due, self.population, self.scenario, epoch)
         self.now = plan.after
         return plan
@@ -177,9 +188,9 @@ class Plans:
         return [self.plan(list(self.agenda.at(e)), e) for e in dict.fromkeys(self.agenda.epochs)]
 
     def told(self) -> list[tuple[str, str, str | None]]:
-        """(kind, VM, reason) of every decision of the run."""
+        """(kind, VM or host, reason) of every decision of the run."""
         decisions = [one for plan in self.all() for one in plan.decisions]
-        return [(one.kind, self.names[one.vm], one.reason) for one in decisions]
+        return [(one.kind, self._name(one), one.reason) for one in decisions]
 
 
 def pressed(folder: Path, **values: Any) -> Loaded:

@@ -8,6 +8,7 @@ page: the driver trades, so that the guest never notices which PPN it got.
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 
 import naive_pages as pages
 from naive_machine import ZERO_PAGE, Content, Draws, NoGuestIo, NoGuestMemory, Stall
@@ -125,6 +126,36 @@ def page_in(esx: Esx, vm: Vm, ppn: int) -> int:
     return cost + vm.spec.image.disk.latency * esx.sample
 
 
+def read_data(esx: Esx, vm: Vm) -> int:
+    """A block of a file that is not cached comes from the guest's disk, over a cold page, which is
+    written out first if it is dirty. One that the host had swapped is read back for that, or, if it
+    is clean, for nothing."""
+    guest = vm.guest
+    if guest.disk_io_left <= 0:
+        raise NoGuestIo
+    draws = esx.draws(rng.GUEST, vm.spec.vm, guest.gifts)
+    guest.gifts += 1
+    cost = 0
+    ppn = find_coldest(vm, draws)
+    if ppn is not None:
+        vm.given = ppn
+        if guest.use[ppn] is Use.ANON:
+            cost = write_out(esx, vm, ppn) * esx.sample
+        is_stale = vm.pmap.get(ppn) is Annotation.SWAPPED
+        try:
+            cost += pages.touch(esx, vm, ppn, fresh(vm))
+        except Stall:
+            vm.debts["guest_paging"] += cost
+            raise
+        if guest.use[ppn] is Use.CACHE:
+            guest.home[ppn] = esx.read(vm, ppn)
+        esx.events["stale_reads"] += is_stale
+    guest.disk_io_left -= 1
+    esx.events["guest_page_ins"] += 1
+    vm.cause = "guest_paging"
+    return cost + vm.spec.image.disk.latency * esx.sample
+
+
 def scrub(esx: Esx, vm: Vm, ppn: int) -> int:
     """A Windows-like guest zeroes a free page, unless its balloon driver holds it."""
     if vm.guest.use[ppn] is not Use.FREE or (is_pinned(vm, ppn) and not vm.driver_lost):
@@ -188,26 +219,35 @@ def next_free(vm: Vm, free: list[int]) -> int:
 def guest_page_out(esx: Esx, vm: Vm, ppn: int) -> int:
     """An anonymous page goes to the guest's disk; the host may first have to read it: double
     paging [P 3.1]."""
-    guest = vm.guest
     if vm.guest_swapped() >= vm.guest_swap:
         raise NoGuestMemory
+    content = esx.read(vm, ppn)
+    cost = write_out(esx, vm, ppn)
+    vm.guest.home[ppn] = content
+    return cost
+
+
+def write_out(esx: Esx, vm: Vm, ppn: int) -> int:
+    guest = vm.guest
     if guest.disk_io_left <= 0:
         raise NoGuestIo
     cost = 0
     if vm.pmap[ppn] is Annotation.SWAPPED:
         cost = pages.bring_in(esx, vm, ppn)
         esx.events["double_pagings"] += 1
-    guest.home[ppn] = esx.read(vm, ppn)
     guest.disk_io_left -= 1
     esx.events["guest_page_outs"] += 1
     return cost
 
 
 def choose_victim(esx: Esx, vm: Vm) -> int | None:
-    """Cache, then anonymous pages, outside the active set; then cache, then any, inside it."""
+    """Cache, then anonymous pages, outside the active set; then a cold page inside it where pages
+    have ranks, else cache, then any."""
     draws = esx.draws(rng.GUEST, vm.spec.vm, vm.guest.gifts)
     vm.guest.gifts += 1
     victim = find_idle(vm, draws)
+    if victim is None and vm.ranked:
+        victim = find_coldest(vm, draws)
     for use in (Use.CACHE, Use.ANON):
         if victim is None and vm.in_guest_memory(use):
             victim = find_use(vm, use, draws)
@@ -230,6 +270,17 @@ def find_idle(vm: Vm, draws: Draws) -> int | None:
         if anonymous is None and holds_data(vm, ppn, Use.ANON):
             anonymous = ppn
     return anonymous
+
+
+def find_coldest(vm: Vm, draws: Draws) -> int | None:
+    """Of random pages of the active set, the one with the lowest rank: the nearest to its start."""
+    guest = vm.guest
+    if guest.active == 0:
+        return None
+    offsets = [draws.below(look, guest.active) for look in range(GUEST_LOOKS)]
+    ppns = [guest.kernel + (guest.window + offset) % guest.span for offset in sorted(offsets)]
+    held = (ppn for ppn in ppns if any(holds_data(vm, ppn, use) for use in (Use.CACHE, Use.ANON)))
+    return next(held, None)
 
 
 def find_use(vm: Vm, use: Use, draws: Draws) -> int:
@@ -276,7 +327,11 @@ def find_pinned(vm: Vm, draws: Draws, first_draw: int) -> int:
 def deflate(esx: Esx, vm: Vm, n: int, draws: Draws) -> None:
     """Return `n` random pages of the balloon."""
     for i in range(n):
-        take_back(vm, find_pinned(vm, draws, i * (BALLOON_LOOKS + 1)))
+        ppn = find_pinned(vm, draws, i * (BALLOON_LOOKS + 1))
+        take_back(vm, ppn)
+        if vm.spec.image.os == "windows":
+            with suppress(Stall):
+                scrub(esx, vm, ppn)
     esx.events["deflated"] += n
 
 
@@ -309,3 +364,4 @@ def reset(vm: Vm) -> None:
     )
     vm.debts = Counter()
     vm.driver_lost = True
+    vm.ranked = vm.program[0].is_ranked

@@ -226,6 +226,7 @@ def sample(esx: Esx) -> None:
             continue
         if vm.sampled:
             now = fraction_touched(vm)
+            esx.events["minor_faults"] += int(now * len(vm.sampled))
             first = vm.periods == 0
             vm.slow = now if first else (1 - SLOW_GAIN) * vm.slow + SLOW_GAIN * now
             vm.fast = now if first else (1 - FAST_GAIN) * vm.fast + FAST_GAIN * now

@@ -104,6 +104,7 @@ def program_rows(spec: VmSpec, sample: int) -> list[Row]:
             memory=None if row["memory_pages"] == KEEP else scaled(int(row["memory_pages"])),
             growth_milli_per_s=int(row["growth_pages_per_s"]) * 1000,
             active=scaled(int(row["active_pages"])),
+            data=scaled(int(row["data_pages"])),
             touch_interval_ms=int(row["touch_interval_ms"]),
             writes_permille=int(row["writes_permille"]),
             locality=LOCALITIES[row["locality"]],
@@ -121,12 +122,14 @@ def new_vm(esx: Esx, spec: VmSpec) -> Vm:
     guest_swap = config.guest_swap
     if guest_swap is None:
         guest_swap = config.memory - config.reservation
+    structures = size * spec.image.structures // 1000
     footprint = max(min(slots(spec.image.footprint, k), size), 1)
-    kernel = min(footprint * compose(spec.image).kernel_permille // 1000, size - 1)
-    reach, replay = size, spec.replay
+    kernel = footprint * compose(spec.image).kernel_permille // 1000 + structures
+    kernel, footprint = min(kernel, size - 1), min(footprint + structures, size)
+    touchable, replay = size, spec.replay
     if replay is not None:  # every page counts: no sampling, no image
-        footprint, reach = replay.pages, max(replay.used, 1)
-        kernel = min(replay.unmovable, reach - 1)
+        footprint, touchable = replay.pages, max(replay.used, 1)
+        kernel = min(replay.unmovable, touchable - 1)
     has_driver = config.balloon == "present"
     vm = Vm(
         spec=spec,
@@ -143,12 +146,13 @@ def new_vm(esx: Esx, spec: VmSpec) -> Vm:
         plan=booted_pages(spec, replay) if replay else planned_pages(spec, size, kernel, footprint),
         program=program_rows(spec, k),
         replay=later_events(spec),
-        reach=reach,
+        touchable=touchable,
         guest=Guest(dict.fromkeys(range(size), Use.FREE), kernel=kernel, footprint=footprint),
         start_ms=esx.now_ms,
         reservation_bytes=config.reservation,
     )
     vm.target = vm.limit
+    vm.ranked = vm.program[0].is_ranked
     vm.guest.free_cursor = size - 1
     vm.guest.boot_end_ns = spec.image.boot * 1_000_000
     return vm
@@ -180,4 +184,11 @@ def set_vm(esx: Esx, vm_id: int, reservation: int, limit: int, shares: int) -> N
     vm.reservation = min(slots(reservation, esx.sample), vm.size)
     vm.limit = min(slots(limit, esx.sample), vm.size)
     vm.shares = shares
+    esx.rebalance = True
+
+
+def set_host(esx: Esx, idle_tax: int) -> None:
+    """A new idle tax, in permille: targets follow [P 6.3]."""
+    allocation = esx.config.allocation.model_copy(update={"idle_tax": idle_tax})
+    esx.config = esx.config.model_copy(update={"allocation": allocation})
     esx.rebalance = True

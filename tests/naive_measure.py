@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 from naive_compare import TOLERANCE, Difference
@@ -20,6 +21,7 @@ Row = dict[str, Any]
 """A row by column."""
 
 LEVELS = ["high", "soft", "hard", "low"]
+ESTIMATES = ("active_pages", "active_slow_pages", "active_fast_pages")
 EVENTS = {
     "zero_fills": "zero_fills",
     "scanned_pages": "scanned",
@@ -31,13 +33,18 @@ EVENTS = {
     "swap_out_pages": "swap_outs",
     "swap_in_pages": "swap_ins",
     "double_paging_pages": "double_pagings",
+    "stale_read_pages": "stale_reads",
     "stalled_touches": "stalled_touches",
 }
 
 
 def active_slots(vm: Vm) -> range:
     """Whole slots of estimated active memory: two answers where float64 may fall either way."""
-    exact = active_fraction(vm) * vm.alloc()
+    return whole_slots(active_fraction(vm) * vm.alloc())
+
+
+def whole_slots(exact: Fraction) -> range:
+    """Whole slots, rounded down: two answers where float64 may fall either way."""
     return range(int((exact - TOLERANCE) // 1), int((exact + TOLERANCE) // 1) + 1)
 
 
@@ -84,6 +91,7 @@ def host_row(esx: Esx) -> Row:
         "overhead_pages": sum(len(vm.overhead) for vm in vms) * k,
         "free_pages": esx.free * k,
         "cpu_demand_permille": esx.events["cpu_demand_ms"] // max(esx.config.cpus * elapsed_ms, 1),
+        "minor_faults": esx.events["minor_faults"],
         "guest_paging_pages": (esx.events["guest_page_ins"] + esx.events["guest_page_outs"]) * k,
     }
     for state in ("shared", "ballooned", "swapped", "untouched"):
@@ -102,16 +110,23 @@ def differences(esx: Esx, fast_host: Any, fast_vms: Any) -> Iterator[Difference]
         yield "rows of VMs", fast_vms["vm"].tolist(), sorted(esx.vms)
     for vm, fast in zip(esx.on(), fast_vms, strict=True):
         yield from _unequal(f"VM {vm.spec.vm}", fast, vm_row(esx, vm))
-        may_be = [slots * esx.sample for slots in active_slots(vm)]
-        if fast["active_pages"] not in may_be:
-            yield f"VM {vm.spec.vm} active_pages", int(fast["active_pages"]), may_be
+        estimates = {
+            "active_pages": active_slots(vm),
+            "active_slow_pages": whole_slots(vm.slow * vm.alloc()),
+            "active_fast_pages": whole_slots(vm.fast * vm.alloc()),
+        }
+        for column, may in estimates.items():
+            may_be = [slots * esx.sample for slots in may]
+            if fast[column] not in may_be:
+                yield f"VM {vm.spec.vm} {column}", int(fast[column]), may_be
     active = int(fast_vms["active_pages"].sum())
     if fast_host["active_pages"][0] != active:
         yield "host active_pages", int(fast_host["active_pages"][0]), active
 
 
 def _unequal(what: str, fast: Any, twin: Row) -> Iterator[Difference]:
-    assert set(fast.dtype.names) == {*twin, "epoch", "active_pages"}, "a column nobody compares"
+    columns = set(fast.dtype.names) - set(ESTIMATES)
+    assert columns == {*twin, "epoch"}, "a column nobody compares"
     for column, value in twin.items():
         if fast[column].tolist() != value:
             yield f"{what} {column}", fast[column].tolist(), value

@@ -146,6 +146,10 @@ class Pair:
         naive_life.set_vm(self.twin, vm, reservation, limit, shares)
         return True
 
+    def set_host(self, idle_tax: int) -> None:
+        self.fast.set_host(idle_tax=idle_tax)
+        naive_life.set_host(self.twin, idle_tax)
+
     def measure(self) -> None:
         """End a measuring interval in both; their rows must agree."""
         self._require_equal(list(naive_measure.differences(self.twin, *self.fast.measure())))

@@ -90,9 +90,10 @@ def guest(k: int, size: int, **options: Any) -> VmConfig:
 
 
 def phases(k: int, *given: dict[str, Any], repeat: bool = True) -> Workload:
-    """Phases whose memory and active set are in slots; they grow 20 slots a second."""
+    """Phases whose memory, active set and data are in slots; they grow 20 slots a second."""
     made = []
     for options in given:
+        options["data"] = amount(options.get("data", 0), k)
         for name in ("memory", "active"):
             if options.get(name) is not None:
                 options[name] = ("bytes", amount(options[name], k))
@@ -110,6 +111,7 @@ def trace(k: int, *rows: tuple[int, int, int], **options: Any) -> Rows:
         row["until_ms"] = until_s * 1000
         row["memory_pages"] = KEEP if memory == KEEP else memory * k
         row["active_pages"] = active * k
+        row["data_pages"] = options.get("data", 0) * k
         row["growth_pages_per_s"] = options.get("growth", 20) * k
         row["touch_interval_ms"] = options.get("touch_interval", 1000)
         row["writes_permille"] = options.get("writes", 300)

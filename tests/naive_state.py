@@ -83,8 +83,8 @@ class Guest:
 @dataclass
 class Vm:
     """One VM. `mapped`: pages with a mapping in the shadow page tables, so that touching them
-    faults no more; `backed`: ballooned pages that gave the host a frame or a swap slot; `reach`:
-    the first page that the workload does not come to."""
+    faults no more; `backed`: ballooned pages that gave the host a frame or a swap slot;
+    `touchable`: the first page that the workload does not come to."""
 
     spec: VmSpec
     size: int
@@ -100,10 +100,12 @@ class Vm:
     plan: list[tuple[Use, Content | None]]
     program: list[Row]
     replay: list[Event]
-    reach: int
+    touchable: int
     guest: Guest
     start_ms: int
     reservation_bytes: int
+    ranked: bool = False
+    """Whether the row of its program that was last in force prefers some pages to others."""
     pmap: dict[int, Backed | Annotation] = field(default_factory=dict)
     swap: dict[int, Content] = field(default_factory=dict)
     mapped: set[int] = field(default_factory=set)
@@ -199,11 +201,16 @@ class Row:
     memory: int | None
     growth_milli_per_s: int
     active: int
+    data: int
     touch_interval_ms: int
     writes_permille: int
     locality: str
     drift_permille_per_h: int
     cpu_permille: int
+
+    @property
+    def is_ranked(self) -> bool:
+        return self.locality in ("zipf", "linear")
 
 
 @dataclass

@@ -25,17 +25,21 @@ QUIET_DRAWS = 1 << 40
 
 
 def touch(esx: Esx, vm: Vm, offset: int, is_write: bool, touch_ns: int) -> tuple[bool, bool]:
-    """One touch. Whether it was done, and whether the step goes on."""
+    """One touch; a place below 0 is data that is not cached. Whether it was done, and whether the
+    step goes on."""
     vm.left_ns -= touch_ns
-    ppn = ppn_at(vm, offset)
     try:
-        cost = guests.access(esx, vm, ppn, is_write)
+        if offset < 0:
+            cost = guests.read_data(esx, vm)
+        else:
+            cost = guests.access(esx, vm, ppn_at(vm, offset), is_write)
     except Stall as why:
         try:
             stall(esx, vm, why)
         except StepOver:
             return False, False
-    vm.guest.brk = max(vm.guest.brk, ppn + 1)
+    if offset >= 0:
+        vm.guest.brk = max(vm.guest.brk, ppn_at(vm, offset) + 1)
     try:
         charge(vm, cost)
     except StepOver:

@@ -31,7 +31,9 @@ def row_in_force(esx: Esx, vm: Vm) -> Row:
         at_ms = esx.now_ms - esx.tick_ms - vm.start_ms + vm.spec.offset_ms
     if vm.spec.repeat:
         at_ms %= vm.program[-1].until_ms
-    return next((row for row in vm.program if at_ms < row.until_ms), vm.program[-1])
+    row = next((row for row in vm.program if at_ms < row.until_ms), vm.program[-1])
+    vm.ranked = row.is_ranked
+    return row
 
 
 def cpu_demand(esx: Esx, vm: Vm) -> int:
@@ -113,7 +115,7 @@ def work(esx: Esx, vm: Vm, dt_ns: int) -> None:
     guest, row = vm.guest, row_in_force(esx, vm)
     if row.memory is not None and row.memory != guest.brk:
         resize(esx, vm, row)
-    last = vm.reach if row.memory is None else guest.brk
+    last = vm.touchable if row.memory is None else guest.brk
     guest.span = max(last - guest.kernel, 1)
     guest.active = min(row.active, guest.span)
     hours = Fraction(esx.tick_ms, 3_600_000)
@@ -159,7 +161,7 @@ def touch_active_set(esx: Esx, vm: Vm, row: Row, dt_ns: int) -> None:
     """As many touches as are due, spread evenly over the step; on the wall clock also what an
     earlier step left undone, at most twice the usual."""
     guest = vm.guest
-    guest.touch_credit += guest.active * esx.tick_ms
+    guest.touch_credit += max(row.data, guest.active) * esx.tick_ms
     n, guest.touch_credit = divmod(guest.touch_credit, row.touch_interval_ms)
     if n == 0:
         return
@@ -192,12 +194,18 @@ def touch_pages(esx: Esx, vm: Vm, row: Row, n: int, touch_ns: int) -> int:
 
 
 def choose_offset(vm: Vm, row: Row, draws: Draws, i: int) -> int:
-    """Place in the active set of touch `i` of this step."""
+    """Place in the active set of touch `i` of this step. By rank, the page used last is the most
+    popular; ranks that the active set has no page for are at places below 0."""
     active = vm.guest.active
     if row.locality == "sweep":
         return (vm.guest.sweep + i) % active
-    # Zipf: the page used last is the most popular
-    return active - 1 - zipf_rank(Draws(draws.word(i)).word(1), active)
+    word, n = Draws(draws.word(i)).word(1), max(row.data, active)
+    return active - 1 - (zipf_rank(word, n) if row.locality == "zipf" else linear_rank(word, n))
+
+
+def linear_rank(word: int, n: int) -> int:
+    """The lower of two ranks, from the halves of the word: popularity falls linearly."""
+    return min(half * n // HALF for half in divmod(word, HALF))
 
 
 def zipf_rank(word: int, n: int) -> int:

@@ -98,6 +98,7 @@ class Synthetic:
         saved = vms["shared_pages"] * 8 // 10
         vms["consumed_pages"] = vms["allocated_pages"] - saved
         vms["active_pages"] = vms["allocated_pages"] // 4
+        vms["active_slow_pages"] = vms["active_fast_pages"] = vms["active_pages"]
         vms["target_pages"] = vms["allocated_pages"]
         vms["untouched_pages"] = size - touched
         vms["on_ns"] = EPOCH_MS * 1_000_000

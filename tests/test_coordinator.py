@@ -163,12 +163,13 @@ def test_every_decision_is_a_line_with_its_reason(whole: tuple[Outcome, Path]) -
     assert kinds["power_on"] == vms["placed"]
     assert kinds["refused"] == vms["refused"]
     assert kinds["power_off"] == vms["completed"]
-    assert (kinds["reset"], kinds["set"]) == (1, 2)
+    assert (kinds["reset"], kinds["set"]) == (1, 3)
     for line in lines:
         assert line["at_s"] % 60 == 0
         assert ("reason" in line) == (line["kind"] in ("refused", "ignored")), line
         assert ("host" in line) == (line["kind"] not in ("refused", "ignored")), line
-    wide = next(line for line in lines if line["vm"] == "wide")
+    assert {"at_s": 300, "kind": "set", "idle_tax_permille": 0, "host": "esx-2"} in lines
+    wide = next(line for line in lines if line.get("vm") == "wide")
     assert (wide["at_s"], wide["kind"], wide["reason"]) == (480.0, "refused", REFUSED)
     assert wide["memory_bytes"] == 200 * MIB
     assert wide["hosts_left"][REFUSED] == 0

@@ -27,6 +27,7 @@ from cluster.messages import (
     PowerOff,
     PowerOn,
     Reset,
+    SetHost,
     SetVm,
 )
 from cluster.planner import Due
@@ -57,7 +58,7 @@ def orders_of(population: Population) -> list[list[Order]]:
         Reset(HostId(1), VmId(4)),
         SetVm(HostId(2), VmId(5), reservation=32 * MIB, shares=1),
     ]
-    return [first, second, [PowerOn(HostId(2), specs[0])], []]
+    return [first, second, [PowerOn(HostId(2), specs[0]), SetHost(HostId(1), 0)], []]
 
 
 def run_all(fleet: Any, population: Population) -> list[EpochReport]:
@@ -105,6 +106,20 @@ def test_orders_reach_the_vm_that_they_name(scene: tuple[Loaded, Population]) ->
     assert touches[0] < touches[1]
     targets = [report.vms["target_pages"][report.vms["vm"] == 5][0] for report in (told, rest)]
     assert targets[0] < targets[1]
+
+
+def test_an_order_to_a_host_reaches_that_host_alone(scene: tuple[Loaded, Population]) -> None:
+    loaded, population = scene
+    changed, left = (host_set(loaded, population.hosts) for _ in range(2))
+    for hosts in (changed, left):
+        hosts.run(orders_of(population)[0], 0, 2)
+    told, rest = changed.run([SetHost(HostId(1), 990)], 2, 2), left.run([], 2, 2)
+    differ = [
+        told.vms[told.vms["host"] == host].tobytes() != rest.vms[rest.vms["host"] == host].tobytes()
+        for host in range(3)
+    ]
+    assert differ == [False, True, False]
+    assert population.hosts[1].config.allocation.idle_tax == 750
 
 
 @pytest.mark.parametrize(

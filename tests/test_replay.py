@@ -65,7 +65,7 @@ def test_after_boot_the_touched_pages_hold_what_was_recorded_and_no_other_is_tou
     assert set(states[len(boot) :].tolist()) == {int(UNTOUCHED)}
     shared = [ppn for ppn in range(SIZE) if states[ppn] == SHARED]
     assert shared == [1, 2, 3, 5], "two zero pages and two of content 5"
-    assert (row.kernel, row.reach, row.cache, row.anon) == (2, 5, 1, 2)
+    assert (row.kernel, row.touchable, row.cache, row.anon) == (2, 5, 1, 2)
 
 
 @pytest.mark.parametrize(("salting", "saved"), [("none", 6), ("vm", 3)])

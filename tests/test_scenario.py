@@ -35,6 +35,10 @@ def set_values(**values: Any) -> dict[str, Any]:
     return event(action="set", values=values)
 
 
+def set_host(target: str = "esx-1", **values: Any) -> dict[str, Any]:
+    return event(target=target, action="set", values=values)
+
+
 BAD = [
     # change of the small scenario, path of the problem, part of its message
     ({"tock": 1}, "tock", "unknown key: did you mean 'tick'? allowed here: name, question"),
@@ -123,8 +127,32 @@ BAD = [
     ({"detail": "all"}, "detail", "must be 'none' or 'vms'"),
     ({"placement": {"policy": "random"}}, "placement.policy", "must be 'first-fit', 'best-fit' or"),
     ({"placement": {"overcommit": 0}}, "placement.overcommit", "must be at least 0.1"),
-    (event(target="wob-1"), "events[0].target", "is no VM: did you mean 'web-1'?"),
-    (event(target="web"), "events[0].target", "is no VM"),
+    (event(target="wob-1"), "events[0].target", "is no VM and no host: did you mean 'web-1'?"),
+    (set_host("esk-1", idle_tax="5 %"), "events[0].target", "no host: did you mean 'esx-1'?"),
+    (set_host("esx", idle_tax="5 %"), "events[0].target", "targets are names of VMs and hosts"),
+    (event(target="web"), "events[0].target", "is no VM and no host"),
+    (
+        {"vms": [VM | {"name": "esx-1", "count": 1}], **set_host(idle_tax="5 %")},
+        "events[0].target",
+        "is a VM (vms[0]) and a host (hosts[0]): an event needs a name of one thing only",
+    ),
+    (event(target="esx-1"), "events[0].action", "'esx-1' is a host: allowed for hosts: set"),
+    (
+        set_host(idle_tax="5 %", shares=1),
+        "events[0].values.shares",
+        "'esx-1' is a host: allowed for hosts: idle_tax",
+    ),
+    (set_host(limit="1 GiB"), "events[0].values.limit", "allowed for hosts: idle_tax"),
+    (set_host(reservation="0 B"), "events[0].values.reservation", "allowed for hosts: idle_tax"),
+    (
+        set_values(idle_tax="75 %"),
+        "events[0].values.idle_tax",
+        "'web-1' is a VM: allowed for VMs: reservation, limit, shares",
+    ),
+    (set_host(idle_tax="99.1 %"), "events[0].values.idle_tax", "must be at most 99 %"),
+    (set_host(idle_tax=75), "events[0].values.idle_tax", "such as '75 %'"),
+    (set_host(), "events[0]", "set needs values: reservation, limit, shares, or a host's idle_tax"),
+    (set_host(idle_tax="5 %") | {"duration": "10 min"}, "events[0].at", "must come before the end"),
     (event(action="fail"), "events[0].action", "must be 'power_on', 'power_off', 'reset' or"),
     (event(at="1 h"), "events[0].at", "must come before the end of the run (1 h)"),
     (event(values={"shares": 1}), "events[0]", "reset takes no values"),

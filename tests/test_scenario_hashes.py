@@ -254,7 +254,8 @@ def test_a_vm_too_small_for_its_guest(tmp_path: Path) -> None:
     ("phase", "message"),
     [
         (READS, None),
-        (READS | {"writes": "30 %"}, "w, phase 1, must only read (writes: 0 %)"),
+        (READS | {"writes": "30 %"}, "w, phase 1, must only read (writes: 0 %, no data)"),
+        (READS | {"data": "1 MiB", "locality": "zipf"}, "w, phase 1, must only read"),
         (READS | {"memory": "50 %"}, "w, phase 1, must not give memory"),
     ],
 )

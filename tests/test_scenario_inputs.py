@@ -194,6 +194,7 @@ FULL: dict[str, Any] = SMALL | {
     "trace": trace_of(workloads=STEADY, guest={"drift": "5 %"}, vms=2),
     "placement": {"policy": "first-fit", "overcommit": 2},
     "events": [
+        {"at": "1 min", "target": "old", "action": "set", "values": {"idle_tax": "0 %"}},
         {"at": "1 min", "target": "web-1", "action": "power_off"},
         {"at": "2 min", "target": "web-2", "action": "set", "values": {"shares": "high"}},
     ],

@@ -198,6 +198,8 @@ def test_schema_speaks_the_language_of_the_file() -> None:
     assert found["properties"]["tick"]["default"] == "1 s"
     assert found["properties"]["images"]["anyOf"][1]["type"] == "string"
     assert found["$defs"]["Phase"]["properties"]["active"]["default"] == "10 %"
+    tax = found["$defs"]["EventValues"]["properties"]["idle_tax"]
+    assert tax["anyOf"][0] == {"type": "string", "examples": ["75 %"]}
     assert "default" not in found["$defs"]["HostGroup"]["properties"]["balloon"]
 
 

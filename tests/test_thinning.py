@@ -52,7 +52,9 @@ STATEFUL = (
 SECOND_NS = 1_000_000_000
 
 
-def touch_all(st: HostState, v: int, n: int, touch_ns: int, writes: int, locality: int) -> int:
+def touch_all(
+    st: HostState, v: int, n: int, touch_ns: int, writes: int, locality: int, reach: int
+) -> int:
     """`workload.touch_window` without thinning, in Python: every touch is made."""
     vm = st.vms[v]
     draws = Draws(int(rng.stream(st.host[0].seed, rng.TOUCH, vm.vm, st.host[0].tick)))
@@ -175,7 +177,7 @@ def outcomes(host: Host, touch_pages: Any, vm: int) -> tuple[np.ndarray, np.ndar
         st.host[0].seed = seed
         row = st.vms[v]
         row.left_ns, row.disk_io_left, st.host[0].swap_io_left = SECOND_NS, 60, 25
-        done = touch_pages(st, v, n, SECOND_NS // n // 2, 400, UNIFORM)
+        done = touch_pages(st, v, n, SECOND_NS // n // 2, 400, UNIFORM, int(row.active))
         events = [int(st.host[0][name]) for name in EVENTS]
         stale = int((st.stale_page >= 0).sum())
         time = [done, int(row.left_ns), *st.lost[v, :3].tolist()]

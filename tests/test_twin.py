@@ -19,6 +19,7 @@ from naive_policy import HARD, HIGH, LOW, SOFT
 from naive_state import Annotation
 
 from hostsim.config import Disk
+from hostsim.guest_config import ContentMix, ContentTable
 from hostsim.program import KEEP
 
 MEASURE_STEPS = 25
@@ -52,6 +53,9 @@ def all_happened(totals: Counter[str], *names: str) -> None:
     assert not missing, f"never happened: {missing} in {dict(totals)}"
 
 
+CACHE_GROWTH = ContentTable(cache=ContentMix(unique=500), anon=ContentMix(zero=100, unique=400))
+
+
 def full_host(pair: Pair, sizes: list[int], footprint: int, **options: object) -> None:
     """Power on VMs of these sizes, all of one image, all with one workload."""
     k = pair.sample
@@ -62,7 +66,7 @@ def full_host(pair: Pair, sizes: list[int], footprint: int, **options: object) -
         assert pair.power_on(vm_spec(vm, config, image, does))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("locality", ["uniform", "sweep", "zipf"])
+@pytest.mark.parametrize("locality", ["uniform", "sweep", "zipf", "linear"])
 @pytest.mark.parametrize(
     ("k", "tick_ms", "steps"), [(16, 1000, 120), (1, 1000, 40), (16, 10_000, 50)]
 )
@@ -84,6 +88,30 @@ def test_phases_over_more_memory_than_the_host_has(
     )
     assert all(vm.touches == 0 and vm.periods > 2 for vm in pair.twin.on())
     assert pair.twin.tick == steps and pair.twin.now_ms == steps * tick_ms
+
+
+@pytest.mark.parametrize("balloon", ["present", "absent"])
+def test_file_data_beyond_memory(balloon: str) -> None:
+    """Linux guests read files larger than their cache over its cold pages, some of which the host
+    had swapped; a Windows guest beside them zeroes what its balloon gives back."""
+    k = 16
+    pair = Pair(scenes.host(k, 330), 4, k)
+    ranked = {"active": 150, "data": 220, "touch_interval": 4000, "writes": 500}
+    does = scenes.phases(
+        k,
+        {"locality": "zipf", "memory": 180, **ranked},
+        {"locality": "linear", "memory": 60, **ranked},
+    )
+    for vm, os in enumerate(("linux", "windows", "linux")):
+        image = scenes.image(
+            k, 60, os=os, structures=40, content=scenes.BOOT_CONTENT, growth=CACHE_GROWTH
+        )
+        config = scenes.guest(k, 200, balloon="present" if os == "windows" else balloon)
+        assert pair.power_on(vm_spec(vm, config, image, does))
+    totals = run(pair, 90)
+    all_happened(totals, "guest_page_ins", "inflated", "deflated", "swap_outs", "cow_breaks")
+    if balloon == "absent":
+        all_happened(totals, "stale_reads", "double_pagings")
 
 
 def test_a_trace_falls_behind_and_catches_up() -> None:

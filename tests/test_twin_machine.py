@@ -116,8 +116,11 @@ def programs(draw: st.DrawFn, k: int) -> Workload | Rows:
     memories = st.sampled_from([None, 20, 60, 150, 280])
     actives = st.sampled_from([0, 5, 40, 200])
     stretches = draw(st.lists(st.tuples(memories, actives), min_size=1, max_size=3))
+    locality = draw(st.sampled_from(["uniform", "sweep", "zipf", "linear"]))
+    data = draw(st.sampled_from([0, 130])) if locality in ("zipf", "linear") else 0
     options: dict[str, Any] = {
-        "locality": draw(st.sampled_from(["uniform", "sweep", "zipf"])),
+        "locality": locality,
+        "data": data,
         "writes": draw(st.sampled_from([0, 300, 1000])),
         "drift": draw(st.sampled_from([0, 1000])),
         "cpu": draw(st.sampled_from([0, 200, 1000])),
@@ -195,6 +198,10 @@ class TwinMachine(RuleBasedStateMachine):
         self.pair.set_vm(
             chosen.spec.vm, size * min(reservation, limit) // 4, size * limit // 4, shares * 100
         )
+
+    @rule(idle_tax=st.integers(0, 990))
+    def set_host(self, idle_tax: int) -> None:
+        self.pair.set_host(idle_tax)
 
     # The guest
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("hostsim", "cluster")
+PACKAGES = ("hostsim", "cluster", "cluster.reproduction")
 
 LAYERS = [
     # One host. Policies and mechanisms over its state, the pipeline, the façade, then its bytes.
@@ -25,8 +25,8 @@ LAYERS = [
     " hostsim.invariants",
     "hostsim.fault hostsim.contents hostsim.load hostsim.measure hostsim.packing",
     "hostsim.lost hostsim.replacement hostsim.swap",
-    "hostsim.balloon hostsim.guest",
-    "hostsim.loud",
+    "hostsim.guest",
+    "hostsim.balloon hostsim.loud",
     "hostsim.touch",
     "hostsim.workload",
     "hostsim.tick",
@@ -53,6 +53,13 @@ LAYERS = [
     "cluster.coordinator",
     "cluster.actors cluster.progress",
     "cluster.execute",
+    # The paper's figures and real machines: claims, experiments, and the command that runs them.
+    "cluster.reproduction.claims cluster.reproduction.lab",
+    "cluster.reproduction.paper cluster.reproduction.experiment",
+    "cluster.reproduction.ballooning cluster.reproduction.active_memory"
+    " cluster.reproduction.idle_tax cluster.reproduction.page",
+    "cluster.reproduction.experiments",
+    "cluster.reproduction.command",
     "cluster.cli",
 ]
 """From the lowest: a module imports from lower lines only, never from its own."""
@@ -106,7 +113,7 @@ def sources() -> dict[str, str]:
     return {
         f"{package}.{path.stem}": path.read_text(encoding="utf-8")
         for package in PACKAGES
-        for path in sorted((ROOT / package).glob("*.py"))
+        for path in sorted((ROOT / package.replace(".", "/")).glob("*.py"))
         if path.stem != "__init__"
     }
 
@@ -128,7 +135,8 @@ def imports(source: str) -> Iterator[str]:
 def own(imported: str) -> str | None:
     """The module of this project that an import reaches, if one."""
     parts = imported.split(".")
-    return ".".join(parts[:2]) if parts[0] in PACKAGES else None
+    length = 3 if ".".join(parts[:2]) in PACKAGES else 2
+    return ".".join(parts[:length]) if parts[0] in PACKAGES else None
 
 
 def imports_upwards(name: str, source: str) -> list[str]:
