@@ -6,13 +6,15 @@ numbers are listed like other defaults, because readers of a report do not know 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
 
 from cluster import scenario_text
-from cluster.scenario import Scenario
+from cluster.page_hashes import UNKNOWN, PageHashes
+from cluster.scenario import FROM_HASHES, Scenario
 from cluster.trace_vms import TraceVms
 from cluster.traces import Trace
 from hostsim.guest_config import ContentTable
@@ -30,6 +32,7 @@ _NO_VALUE = {
     "memory": "as it stands",
     "cpu_overcommit": "no limit",
     "application": "none",
+    "workload": "none: the VM does what its image's hashes say",
     "workloads": "none: the trace's own usage",
 }
 """What leaving a key out means where its default is null."""
@@ -41,6 +44,10 @@ def of_scenario(scenario: Scenario, given: dict[str, Any]) -> Assumptions:
     """Defaults in force; `given` is the file's data."""
     given = {key: value for key, value in given.items() if key != "events"}
     found = _unstated(scenario, given, "")
+    for image in scenario.images:
+        if image.content.hashes is not None:
+            for key in FROM_HASHES:
+                found.pop(f"images[{image.name}].{key}", None)
     if scenario.trace is not None and scenario.trace.workloads is not None:
         return {key: text for key, text in found.items() if not key.startswith("trace.guest.")}
     return found
@@ -83,10 +90,28 @@ def _table_text(table: ContentTable) -> str:
     """kernel unique 10 %, anon unique 90 %."""
     return ", ".join(
         f"{use} {kind} {scenario_text.permille_text(part)}"
-        for use, mix in table
+        for use, mix in table.mixes()
         for kind, part in mix
         if part
     )
+
+
+def of_hashes(scenario: Scenario, hashes: Mapping[str, PageHashes]) -> Assumptions:
+    """What files of page hashes left open, and defaults that only they make matter."""
+    found: Assumptions = {}
+    for image in scenario.images:
+        file = hashes.get(image.name)
+        if file is None:
+            continue
+        path, given = f"images[{image.name}].content", image.content.model_fields_set
+        if len(file.guests[0].hashes) > 1 and "interval" not in given:
+            found[f"{path}.interval"] = scenario_text.ms_text(image.content.interval)
+        if not file.knows_touched:
+            found[f"{path}.touched"] = "all pages of a guest: the file does not say which"
+        unknown = sum(int((guest.classes == UNKNOWN).sum()) for guest in file.guests)
+        if unknown:
+            found[f"{path}.use"] = f"anonymous, for {unknown} pages whose use is not known"
+    return found
 
 
 def of_trace(scenario: Scenario, trace: Trace, vms: TraceVms) -> Assumptions:

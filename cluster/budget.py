@@ -17,6 +17,7 @@ from cluster.scenario import SAMPLE_MAX
 from cluster.yaml_input import InputError, Problem
 from hostsim.guest_config import ContentTable, GuestImage
 from hostsim.program import ROW
+from hostsim.replay import EVENT
 from hostsim.spec import VmSpec
 from hostsim.units import GIB, MIB, slots
 
@@ -31,7 +32,7 @@ PROCESS_BYTES = 150 * MIB
 VM_BYTES = 4096
 """A VM's objects and rows of scalars, in the coordinator and on its host."""
 _HELD_TWICE = 2
-"""Programs lie in the coordinator and, loaded, on the host."""
+"""Programs and replays lie in the coordinator and, loaded, on the host."""
 _SHARED_CLASSES = ("image", "application")
 
 
@@ -48,11 +49,13 @@ def estimate(population: Population, sample: int, processes: int) -> int:
     at_peak = _busiest(population.vms, sample)
     sizes = sorted((slots(spec.config.memory, sample) for spec in at_peak), reverse=True)
     programs = {id(vm.spec.program): len(vm.spec.program) for vm in population.vms}
+    replays = [vm.spec.replay for vm in population.vms]
+    events = sum(len(replay.events) for replay in replays if replay is not None)
     return (
         sum(sizes) * SLOT_BYTES
         + sum(sizes[: len(population.hosts)]) * WINDOW_BYTES
         + _contents(population, at_peak, sample) * CONTENT_BYTES
-        + sum(programs.values()) * ROW.itemsize * _HELD_TWICE
+        + (sum(programs.values()) * ROW.itemsize + events * EVENT.itemsize) * _HELD_TWICE
         + len(population.vms) * VM_BYTES
         + processes * PROCESS_BYTES
     )
@@ -111,6 +114,9 @@ def _contents(population: Population, vms: Sequence[VmSpec], sample: int) -> int
     rates: dict[int, tuple[int, float]] = {}
     own = 0
     for spec in vms:
+        if spec.replay is not None:
+            common.setdefault(spec.image_range, []).append(spec.replay.contents)
+            continue
         key = id(spec.image)
         if key not in rates:
             rates[key] = _rates(spec.image)

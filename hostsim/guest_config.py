@@ -5,7 +5,8 @@ Frozen models like those of `config`, which has what the host and the VM can be 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -31,11 +32,20 @@ class ContentTable(FrozenModel):
     anon: ContentMix = ContentMix()
     free: ContentMix = ContentMix()
 
-    @model_validator(mode="after")
-    def _whole(self) -> ContentTable:
-        total = sum(sum(mix.model_dump().values()) for _, mix in self)
+    def mixes(self) -> Iterator[tuple[str, ContentMix]]:
+        """Each guest use with its row of the table."""
+        for use in ContentTable.model_fields:
+            yield use, getattr(self, use)
+
+    def require_whole(self) -> None:
+        """Raises ValueError."""
+        total = sum(sum(mix.model_dump().values()) for _, mix in self.mixes())
         if total != 1000:
             raise ValueError(f"entries must sum to 100 %, got {total / 10:g} %")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        self.require_whole()
         return self
 
 

@@ -33,7 +33,7 @@ from hostsim.units import VmId
 
 PACKED_AS = "vm"
 BELONGS_TO_HOST = (
-    *("base_slot", "program", "program_len", "pattern", "zero", "image_base", "app_base"),
+    *("base_slot", "program", "program_len", "replay", "pattern", "zero", "image_base", "app_base"),
     *("dup_base", "image_family", "app_family", "salt", "sharing", "balloon_max"),
     *("overhead", "overhead_due", "target", "balloon_target", "gave", "blocked"),
 )

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from hostsim import allocate, reclaim
-from hostsim.composition import Composition
+from hostsim.composition import Composition, range_lengths
 from hostsim.config import Allocation, HostConfig, VmConfig
 from hostsim.program import KEEP
 from hostsim.program import Rows as ProgramRows
+from hostsim.replay import Replay
 from hostsim.spec import VmSpec
-from hostsim.state import DRIVER_ABSENT, DRIVER_PRESENT, HIGH, Array
+from hostsim.state import DRIVER_ABSENT, DRIVER_PRESENT, HIGH, IMAGE, N_CLASSES, Array
 from hostsim.units import PAGE_SIZE, HostId, slots
 
 MILLI = 1000
@@ -67,7 +68,10 @@ def fill_bounds(row: Any, config: VmConfig, sample: int) -> None:
 
 
 def fill_vm(row: Any, spec: VmSpec, composition: Composition, host: Any) -> None:
-    """Flatten a VM into its VM row: everything but where its slots and contents lie."""
+    """Flatten a VM into its VM row: everything but where its slots and contents lie.
+
+    Raises ValueError for a replay that the VM cannot hold.
+    """
     config, image, k = spec.config, spec.image, int(host.sample)
     row.vm, row.vcpus = spec.vm, config.vcpus
     row.size_slots = max(slots(config.memory, k), 1)
@@ -89,12 +93,37 @@ def fill_vm(row: Any, spec: VmSpec, composition: Composition, host: Any) -> None
     row.footprint = min(footprint + structures, row.size_slots)
     kernel = footprint * composition.kernel_permille // 1000 + structures
     row.kernel = min(kernel, row.size_slots - 1)  # the active set needs a page to lie in
+    row.touchable = row.size_slots
+    if spec.replay is not None:
+        fill_replay(row, spec.replay, k)
     row.boot_ms = image.boot
     row.boot_end_ns = image.boot * 1_000_000
     row.disk_latency_ns, row.disk_iops = image.disk.latency, image.disk.iops * MILLI
     row.vm_clock, row.repeat = spec.vm_clock, spec.repeat
     row.start_ms, row.offset_ms = host.now_ms, spec.offset_ms
     row.span = 1
+
+
+def fill_replay(row: Any, replay: Replay, sample: int) -> None:
+    """What a replay says of a VM instead of its image; the boot is not an event to come."""
+    if sample != 1 or replay.pages > row.size_slots:
+        have = f"VM {row.vm} has {row.size_slots} slots of {sample} pages"
+        raise ValueError(f"{have}, and replays {replay.pages} pages")
+    row.footprint = row.event = replay.pages
+    row.replay_len = len(replay.events)
+    # The workload needs a page to come to: the last one in use, whatever it is used for.
+    row.touchable = max(replay.used, 1)
+    row.kernel = min(replay.unmovable, row.touchable - 1)
+
+
+def content_lengths(row: Any, spec: VmSpec, composition: Composition) -> Array:
+    """(5,) int64: distinct contents that a VM can hold of each class; its row is filled."""
+    if spec.replay is None:
+        sizes = int(row.kernel), int(row.footprint), int(row.size_slots)
+        return range_lengths(composition, *sizes)
+    lengths = np.zeros(N_CLASSES, np.int64)
+    lengths[IMAGE] = spec.replay.contents
+    return lengths
 
 
 def program_slots(rows: ProgramRows, sample: int) -> Array:

@@ -16,6 +16,7 @@ import numpy as np
 from hostsim.config import VmConfig
 from hostsim.guest_config import GuestImage
 from hostsim.program import KEEP, LOCALITIES, ROW, Rows
+from hostsim.replay import EVENT, Replay, require_sound
 from hostsim.spec import VmSpec
 from hostsim.state import HOST, N_CAUSES, VM, Array
 from hostsim.units import VmId
@@ -23,7 +24,8 @@ from hostsim.units import VmId
 Result = TypeVar("Result")
 
 VERSION = 1
-LAYOUT = hashlib.sha256(repr([dtype.descr for dtype in (HOST, VM, ROW)]).encode()).hexdigest()[:16]
+_RECORDS = [dtype.descr for dtype in (HOST, VM, ROW, EVENT)]
+LAYOUT = hashlib.sha256(repr(_RECORDS).encode()).hexdigest()[:16]
 """Names the fields of all records: what another release wrote with other fields is refused."""
 
 
@@ -110,13 +112,20 @@ def pack_spec(spec: VmSpec) -> dict[str, Any]:
         "repeat": spec.repeat,
         "vm_clock": spec.vm_clock,
         "offset_ms": spec.offset_ms,
+        "replay": None if spec.replay is None else _pack_replay(spec.replay),
     }
+
+
+def _pack_replay(replay: Replay) -> dict[str, Any]:
+    numbers = {name: getattr(replay, name) for name in REPLAY_NUMBERS}
+    return {"events": pack_array(replay.events), **numbers}
 
 
 SPEC_KEYS = (
     *("vm", "name", "config", "image", "image_range", "application_range"),
-    *("program", "repeat", "vm_clock", "offset_ms"),
+    *("program", "repeat", "vm_clock", "offset_ms", "replay"),
 )
+REPLAY_NUMBERS = ("pages", "used", "unmovable", "contents")
 
 
 def unpack_spec(packed: Mapping[str, Any]) -> VmSpec:
@@ -135,7 +144,16 @@ def unpack_spec(packed: Mapping[str, Any]) -> VmSpec:
         repeat=_as(bool, packed["repeat"]),
         vm_clock=_as(bool, packed["vm_clock"]),
         offset_ms=whole(packed["offset_ms"]),
+        replay=None if packed["replay"] is None else _unpack_replay(packed["replay"]),
     )
+
+
+def _unpack_replay(packed: Mapping[str, Any]) -> Replay:
+    require_keys(packed, ("events", *REPLAY_NUMBERS))
+    events = unpack_array(packed["events"], EVENT, (None,))
+    replay = Replay(events, **{name: whole(packed[name]) for name in REPLAY_NUMBERS})
+    require_sound(replay)
+    return replay
 
 
 def require_keys(packed: Mapping[str, Any], keys: Collection[str]) -> None:
@@ -191,6 +209,7 @@ SPECIFIED = (
     *("size_slots", "reservation", "limit", "shares", "vcpus", "sharing", "driver", "balloon_max"),
     *("guest_swap", "windows", "copies_permille", "footprint", "kernel", "boot_ms"),
     *("disk_latency_ns", "disk_iops", "vm_clock", "repeat", "offset_ms"),
+    *("replay_len", "touchable"),
 )
 """Fields of a VM's row that follow from its spec and its host's configuration."""
 
@@ -213,6 +232,7 @@ def out_of_range(row: Any, sampled: Array, spec: VmSpec) -> list[str]:
         and 0 <= row["active"] <= row["span"],
         "cursors": 0 <= row["free_cursor"] < n and 0 <= row["given"] < n and row["sweep"] >= 0,
         "carry": 0 <= row["touch_carry"] <= spec.program["touch_interval_ms"].max(),
+        "event": min(row["footprint"], row["replay_len"]) <= row["event"] <= row["replay_len"],
         "cause": 0 <= row["cause"] < N_CAUSES,
         "cycle": row["cycle_start_ms"] >= 0 and row["start_ms"] >= 0,
     }

@@ -25,6 +25,7 @@ from numba.extending import typeof_impl
 
 from hostsim.jit import Arrays, address_table, i64, small
 from hostsim.program import ROW
+from hostsim.replay import EVENT
 
 UNTOUCHED, RESIDENT, SHARED, BALLOONED, SWAPPED = map(i64, range(5))
 """Exclusive states of a page (design section 4)."""
@@ -102,9 +103,10 @@ VM = np.dtype(
     + _fields(np.int64, "kernel footprint brk window span active guest_free cache anon")
     + _fields(np.int64, "guest_swapped guest_swap booted boot_ms scrub_cursor lost_driver")
     + _fields(np.int64, "free_cursor sweep gifts given disk_latency_ns disk_iops disk_io_left")
-    # Program: rows [program, program + program_len) and the one in force.
+    # Program: rows [program, program + program_len) and the one in force; replay the same way,
+    # and its next event; touchable: slots from the first that the workload may come to.
     + _fields(np.int64, "program program_len row vm_clock repeat cycle_start_ms start_ms offset_ms")
-    + _fields(np.int64, "boot_end_ns")
+    + _fields(np.int64, "boot_end_ns replay replay_len event touchable")
     # Clocks: executed VM time, what the last cost was for, work left undone.
     + _fields(np.int64, "clock_ns left_ns cause backlog_ns on_ns touches serial")
     # Sampler.
@@ -144,6 +146,7 @@ class HostState:
     periods     (n_images, 3) int64       slots after which each section's pattern repeats
     class_base  (n_rows, 3, 5) int64  slots of each class in a VM's sections before this one
     programs    (n_program_rows,) ROW  workloads, in slots
+    replay      (n_events,) EVENT  what VMs that stand for real guests replay
     scratch     (5, n_rows) int64  working space of one call, as kernels allocate nothing
     active      (n_rows,) float64  the same
     loud        (n_loud,) uint8    the same: loudness by place in one VM's active window, see `loud`
@@ -172,6 +175,7 @@ class HostState:
     periods: Array
     class_base: Array
     programs: Array
+    replay: Array
     scratch: Array
     active: Array
     loud: Array
@@ -182,7 +186,7 @@ class HostState:
     table: Array = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("host", "vms", "programs"):
+        for name in ("host", "vms", "programs", "replay"):
             object.__setattr__(self, name, getattr(self, name).view(np.recarray))
         arrays = [getattr(self, name) for name in ARRAYS]
         object.__setattr__(self, "table", address_table(arrays))
@@ -213,6 +217,7 @@ ARRAYS: dict[str, tuple[np.dtype[Any], int]] = {
     "periods": (INT, 2),
     "class_base": (INT, 3),
     "programs": (ROW, 1),
+    "replay": (EVENT, 1),
     "scratch": (INT, 2),
     "active": (np.dtype(np.float64), 1),
     "loud": (np.dtype(np.uint8), 1),
@@ -279,17 +284,14 @@ def entitled(st: HostState, v: int) -> int:
 def shared_saved(st: HostState) -> int:
     """SHARED pages minus distinct shared frames, in slots."""
     total = 0
-    for i in range(st.order.size):
-        v = st.order[i]
-        if v < 0:
-            break
-        total += st.vms[v].shared
+    for i in range(count_vms(st)):
+        total += st.vms[st.order[i]].shared
     return total - st.host[0].distinct
 
 
 @small
 def slot_unit(st: HostState) -> int:
-    """Millionths of a page in one slot: what a carry must reach for a slot to be due."""
+    """Millionths of a page in one slot: what a carry must touchable for a slot to be due."""
     return MILLIONTHS * st.host[0].sample
 
 
@@ -333,6 +335,7 @@ def empty(n_rows: int, n_samples: int) -> HostState:
         periods=np.zeros((0, 3), np.int64),
         class_base=np.zeros((n_rows, 3, N_CLASSES), np.int64),
         programs=np.zeros(0, ROW).view(np.recarray),
+        replay=np.zeros(0, EVENT).view(np.recarray),
         scratch=np.zeros((5, n_rows), np.int64),
         active=np.zeros(n_rows, np.float64),
         **window_space(0),
@@ -343,8 +346,5 @@ def empty(n_rows: int, n_samples: int) -> HostState:
 
 def window_space(n: int) -> dict[str, Array]:
     """Working space for active windows of up to `n` pages."""
-    return {
-        "loud": np.zeros(n, np.uint8),
-        "heard": np.zeros(n, np.int32),
-        "heard_at": np.zeros(n, np.int32),
-    }
+    kinds = {"loud": np.uint8, "heard": np.int32, "heard_at": np.int32}
+    return {name: np.zeros(n, kind) for name, kind in kinds.items()}

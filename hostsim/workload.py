@@ -109,20 +109,37 @@ def resize(st: HostState, v: int, memory: int, rate: int) -> None:
 
 
 @kernel
+def play(st: HostState, v: int) -> None:
+    """What the VM replays and has come due on its own clock. What stalls is tried again."""
+    vm = st.vms[v]
+    until_ms = (vm.clock_ns - vm.boot_end_ns) // NS_PER_MS + st.host[0].dt_ms
+    while vm.event < vm.replay_len and vm.left_ns > 0:
+        event = st.replay[vm.replay + vm.event]
+        if event.at_ms > until_ms:
+            return
+        cost = guest.relive(st, v, i64(event.page), i64(event.word))
+        vm.event += cost >= 0
+        vm.touches += cost >= 0
+        if not settle(st, v, cost):
+            return
+
+
+@kernel
 def work(st: HostState, v: int, dt_ns: int) -> None:
-    """One step of the program: resize, drift, touch."""
+    """One step of the program: resize, drift, replay, touch."""
     host = st.host[0]
     vm = st.vms[v]
     row = st.programs[select_row(st, v)]
     if row.memory_pages != KEEP and row.memory_pages != vm.brk:
         resize(st, v, min(row.memory_pages, vm.size_slots), row.growth_pages_per_s)
-    span = vm.size_slots - vm.kernel if row.memory_pages == KEEP else vm.brk - vm.kernel
+    span = vm.touchable - vm.kernel if row.memory_pages == KEEP else vm.brk - vm.kernel
     vm.span = max(span, 1)
     vm.active = min(row.active_pages, vm.span)
     vm.drift_carry += vm.active * row.drift_permille_per_h * host.dt_ms
     moved = vm.drift_carry // 3_600_000_000
     vm.drift_carry -= moved * 3_600_000_000
     vm.window = (vm.window + moved) % vm.span
+    play(st, v)
     if vm.active == 0:
         return
     reach = max(row.data_pages, vm.active)

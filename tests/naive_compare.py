@@ -121,6 +121,8 @@ def vm_numbers(vm: Vm, sample: int) -> dict[str, int]:
         "guest_swap": vm.guest_swap,
         "booted": int(guest.booted),
         "scrub_cursor": guest.scrub_cursor,
+        "touchable": vm.touchable,
+        "event": (vm.spec.replay.pages if vm.spec.replay else 0) + guest.replayed,
         "sweep": guest.sweep,
         "disk_io_left": guest.disk_io_left,
         "lost_driver": int(vm.driver_lost),

@@ -7,11 +7,12 @@ import naive_policy as policy
 from naive_index import ContentIndex
 from naive_machine import ZERO_PAGE, Content, Machine
 from naive_policy import slots
-from naive_state import Esx, Guest, Row, Use, Vm
+from naive_state import Esx, Event, Guest, Row, Use, Vm
 
 from hostsim.composition import compose
 from hostsim.config import HostConfig
 from hostsim.program import KEEP, LOCALITIES
+from hostsim.replay import READ, Replay
 from hostsim.spec import VmSpec
 
 CLASSES = ("zero", "image", "application", "duplicate", "unique")
@@ -71,6 +72,28 @@ def planned_pages(
     return plan
 
 
+def replayed_content(spec: VmSpec, word: int) -> Content | None:
+    """What an event puts into a page: the zero page, a content of the VM's source, or nothing."""
+    place = word % (1 << 30)
+    if place == READ:
+        return None
+    return ZERO_PAGE if place == 0 else f"image {spec.image_range} {place - 1}".encode()
+
+
+def booted_pages(spec: VmSpec, replay: Replay) -> list[tuple[Use, Content | None]]:
+    """Use and content of each page that a real guest had, once booted."""
+    words = replay.events["word"][: replay.pages].tolist()
+    return [(Use(word >> 30), replayed_content(spec, word)) for word in words]
+
+
+def later_events(spec: VmSpec) -> list[Event]:
+    """What a real guest did after its boot."""
+    if spec.replay is None:
+        return []
+    rows = spec.replay.events[spec.replay.pages :].tolist()
+    return [Event(at_ms, ppn, replayed_content(spec, word)) for at_ms, ppn, word in rows]
+
+
 def program_rows(spec: VmSpec, sample: int) -> list[Row]:
     def scaled(amount: int) -> int:
         return max(slots(amount * policy.PAGE_BYTES, sample), 1) if amount > 0 else 0
@@ -103,6 +126,10 @@ def new_vm(esx: Esx, spec: VmSpec) -> Vm:
     footprint = max(min(slots(spec.image.footprint, k), size), 1)
     kernel = footprint * compose(spec.image).kernel_permille // 1000 + structures
     kernel, footprint = min(kernel, size - 1), min(footprint + structures, size)
+    touchable, replay = size, spec.replay
+    if replay is not None:  # every page counts: no sampling, no image
+        footprint, touchable = replay.pages, max(replay.used, 1)
+        kernel = min(replay.unmovable, touchable - 1)
     has_driver = config.balloon == "present"
     vm = Vm(
         spec=spec,
@@ -116,8 +143,10 @@ def new_vm(esx: Esx, spec: VmSpec) -> Vm:
         has_driver=has_driver,
         balloon_max=size * esx.config.balloon.maximum // 1000 if has_driver else 0,
         guest_swap=slots(guest_swap, k),
-        plan=planned_pages(spec, size, kernel, footprint),
+        plan=booted_pages(spec, replay) if replay else planned_pages(spec, size, kernel, footprint),
         program=program_rows(spec, k),
+        replay=later_events(spec),
+        touchable=touchable,
         guest=Guest(dict.fromkeys(range(size), Use.FREE), kernel=kernel, footprint=footprint),
         start_ms=esx.now_ms,
         reservation_bytes=config.reservation,

@@ -21,6 +21,7 @@ from hostsim.config import HostConfig, VmConfig
 from hostsim.guest_config import GuestImage, Workload
 from hostsim.host import Host
 from hostsim.program import Rows, from_workload
+from hostsim.replay import Replay
 from hostsim.spec import VmSpec
 from hostsim.units import HostId, VmId, pages
 
@@ -44,6 +45,7 @@ def vm_spec(
     image_range: int = 1,
     application_range: int = 0,
     offset_ms: int = 0,
+    replay: Replay | None = None,
 ) -> VmSpec:
     """A VM to power on; rows instead of phases are a trace, on the wall clock."""
     is_phases = isinstance(workload, Workload)
@@ -58,6 +60,7 @@ def vm_spec(
         repeat=workload.repeat if is_phases else False,
         vm_clock=is_phases,
         offset_ms=offset_ms,
+        replay=replay,
     )
 
 

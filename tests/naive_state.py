@@ -51,6 +51,7 @@ class Guest:
     home    what the guest's own disk holds: the file of a cache page, or a paged-out page
     window  the active set: `active` pages from here, within the first `span` movable ones
     brk     first page never used
+    replayed  how many of the events that the VM replays have happened
     """
 
     use: dict[int, Use]
@@ -65,6 +66,7 @@ class Guest:
     booted: bool = False
     boot_end_ns: int = 0
     scrub_cursor: int = 0
+    replayed: int = 0
     free_cursor: int = 0
     sweep: int = 0
     gifts: int = 0
@@ -81,7 +83,8 @@ class Guest:
 @dataclass
 class Vm:
     """One VM. `mapped`: pages with a mapping in the shadow page tables, so that touching them
-    faults no more; `backed`: ballooned pages that gave the host a frame or a swap slot."""
+    faults no more; `backed`: ballooned pages that gave the host a frame or a swap slot;
+    `touchable`: the first page that the workload does not come to."""
 
     spec: VmSpec
     size: int
@@ -96,6 +99,8 @@ class Vm:
     guest_swap: int
     plan: list[tuple[Use, Content | None]]
     program: list[Row]
+    replay: list[Event]
+    touchable: int
     guest: Guest
     start_ms: int
     reservation_bytes: int
@@ -177,6 +182,15 @@ class Vm:
 
     def guest_swapped(self) -> int:
         return sum(self.guest.use[ppn] is Use.ANON for ppn in self.guest.away)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a real guest did, so long after its boot; content None = it only read."""
+
+    at_ms: int
+    ppn: int
+    content: Content | None
 
 
 @dataclass(frozen=True)

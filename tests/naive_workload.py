@@ -7,6 +7,7 @@ made, the unobservable ones too.
 
 from __future__ import annotations
 
+import contextlib
 from fractions import Fraction
 
 import naive_guest as guests
@@ -110,18 +111,36 @@ def shrink(esx: Esx, vm: Vm, n: int) -> None:
 
 
 def work(esx: Esx, vm: Vm, dt_ns: int) -> None:
-    """One step of the program: resize, drift, touch."""
+    """One step of the program: resize, drift, replay, touch."""
     guest, row = vm.guest, row_in_force(esx, vm)
     if row.memory is not None and row.memory != guest.brk:
         resize(esx, vm, row)
-    last = vm.size if row.memory is None else guest.brk
+    last = vm.touchable if row.memory is None else guest.brk
     guest.span = max(last - guest.kernel, 1)
     guest.active = min(row.active, guest.span)
     hours = Fraction(esx.tick_ms, 3_600_000)
     moved = guest.drift.due(guest.active * Fraction(row.drift_permille_per_h, 1000) * hours)
     guest.window = (guest.window + moved) % guest.span
+    with contextlib.suppress(StepOver):
+        replay(esx, vm)
     if guest.active > 0:
         touch_active_set(esx, vm, row, dt_ns)
+
+
+def replay(esx: Esx, vm: Vm) -> None:
+    """What a real guest did up to now, by the VM's own clock; a stalled event is tried again."""
+    guest = vm.guest
+    until_ms = (vm.clock_ns - guest.boot_end_ns) // MS + esx.tick_ms
+    for event in vm.replay[guest.replayed :]:
+        if event.at_ms > until_ms or vm.left_ns == 0:
+            return
+        try:
+            cost = guests.relive(esx, vm, event.ppn, event.content)
+        except Stall as why:
+            stall(esx, vm, why)
+        guest.replayed += 1
+        vm.touches += 1
+        charge(vm, cost)
 
 
 def resize(esx: Esx, vm: Vm, row: Row) -> None:

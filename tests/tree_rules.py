@@ -18,7 +18,7 @@ LAYERS = [
     "hostsim.units hostsim.jit",
     "hostsim.rng hostsim.config",
     "hostsim.guest_config",
-    "hostsim.program",
+    "hostsim.program hostsim.replay",
     "hostsim.spec hostsim.state",
     "hostsim.ranks",
     "hostsim.composition hostsim.allocate hostsim.reclaim hostsim.sample hostsim.share"
@@ -34,7 +34,8 @@ LAYERS = [
     "hostsim.snapshot",
     "hostsim.image",
     # Many hosts. What is read, what is said, what is decided, then what runs it.
-    "cluster.yaml_input cluster.scenario_text cluster.trace_store cluster.messages"
+    "cluster.yaml_input cluster.scenario_text cluster.scenario_paths cluster.page_hashes"
+    " cluster.hash_counts cluster.trace_store cluster.messages"
     " cluster.ray_environment",
     "cluster.scenario cluster.scenario_problems cluster.trace_readers cluster.rows cluster.summary",
     "cluster.trace_bitbrains cluster.aggregate cluster.tables",
@@ -42,8 +43,9 @@ LAYERS = [
     "cluster.reports cluster.readback",
     "cluster.trace_vms cluster.charts",
     "cluster.assumptions cluster.scenario_checks cluster.html cluster.errors",
-    "cluster.scenario_events",
+    "cluster.scenario_events cluster.scenario_hashes",
     "cluster.scenario_file",
+    "cluster.replays",
     "cluster.population",
     "cluster.state cluster.budget",
     "cluster.placement",
