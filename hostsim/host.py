@@ -19,7 +19,7 @@ from hostsim.fault import leave_memory
 from hostsim.guest import reset as reset_guest
 from hostsim.guest_config import GuestImage, Phase, Workload
 from hostsim.jit import is_warm, kernel
-from hostsim.load import fill_bounds, fill_host, fill_vm, program_slots
+from hostsim.load import copy_counters, fill_bounds, fill_host, fill_vm, program_slots
 from hostsim.program import from_workload
 from hostsim.spec import VmSpec
 from hostsim.state import (
@@ -56,7 +56,8 @@ class Host:
     """The VMs that are on, as last configured."""
 
     def __post_init__(self) -> None:
-        self.state = empty(_ROWS, self.config.sampling.pages)
+        n_counters = copy_counters(self.config, self.sample)
+        self.state = empty(_ROWS, self.config.sampling.pages, n_counters)
         fill_host(self.state.host[0], self.config, self.host, self.seed, self.sample, self.tick_ms)
 
     # Powering on and off
@@ -110,6 +111,7 @@ class Host:
         row = self.state.vms[v]
         free_vm(self.state, v)
         self.state.host[0].free += row.overhead
+        self.state.host[0].highmem_free += row.overhead_highmem
         self.state.host[0].overhead -= row.overhead
         base, size = int(row.base_slot), int(row.size_slots)
         first, length = int(row.program), int(row.program_len)

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from hostsim import sample
 from hostsim.jit import kernel
-from hostsim.state import Array, HostState, alloc_of, count_vms, shared_saved
+from hostsim.share import shared_saved
+from hostsim.state import Array, HostState, alloc_of, count_vms
 
 CAUSES = (
     "swap_in",
@@ -69,6 +70,9 @@ HOST_ROW = np.dtype(
         ("double_paging_pages", np.int64),
         ("guest_paging_pages", np.int64),
         ("stalled_touches", np.int64),
+        ("transmitted_pages", np.int64),
+        ("copied_pages", np.int64),
+        ("remapped_pages", np.int64),
     ]
 )
 """One row per epoch and host."""
@@ -111,6 +115,9 @@ _EVENTS = {
     "swap_in_pages": "swap_ins",
     "double_paging_pages": "double_pagings",
     "stalled_touches": "stalled_touches",
+    "transmitted_pages": "transmits",
+    "copied_pages": "copies",
+    "remapped_pages": "remaps",
 }
 """Columns of HOST_ROW that are counters of the state, and their names there."""
 

@@ -31,6 +31,8 @@ ROW = np.dtype(
         ("locality", np.int32),
         ("drift_permille_per_h", np.int32),
         ("cpu_permille", np.int32),
+        ("transmit_pages_per_s", np.int64),
+        ("transmit_set_pages", np.int64),
     ],
     align=True,
 )
@@ -65,3 +67,5 @@ def _fill(row: Any, phase: Phase, size_pages: int) -> None:
     row["locality"] = LOCALITIES.index(phase.locality)
     row["drift_permille_per_h"] = phase.drift
     row["cpu_permille"] = phase.cpu
+    row["transmit_pages_per_s"] = pages(phase.transmit)
+    row["transmit_set_pages"] = _pages_of(phase.transmit_set, size_pages)

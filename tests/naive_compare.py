@@ -17,13 +17,24 @@ from naive_index import TRUNCATED, HintFrame
 from naive_machine import ZERO_PAGE, Content
 from naive_pages import content_hash
 from naive_policy import slots
-from naive_state import Annotation, Esx, Use, Vm
+from naive_state import Annotation, Copied, Esx, Use, Vm
 
 from hostsim import contents, sample
 from hostsim.contents import Key, keys_of
 from hostsim.host import Host
 from hostsim.measure import CAUSES
-from hostsim.state import ACCESSED, HINT, INDEX, STALE, STATE, STATES, UNIQUE, USE_SHIFT
+from hostsim.state import (
+    ACCESSED,
+    HINT,
+    INDEX,
+    KIND,
+    PPN_BITS,
+    STALE,
+    STATE,
+    STATES,
+    UNIQUE,
+    USE_SHIFT,
+)
 
 TOLERANCE = 1e-12
 
@@ -46,6 +57,9 @@ EVENTS = [
     "guest_refusals",
     "stalled_touches",
     "cpu_demand_ms",
+    "transmits",
+    "copies",
+    "remaps",
 ]
 """Counters of a host since the last measurement."""
 
@@ -65,6 +79,7 @@ def host_numbers(esx: Esx) -> dict[str, int]:
         "machine": slots(esx.config.memory - esx.config.reserve, esx.sample),
         "overhead": sum(len(vm.overhead) for vm in esx.on()),
         "free": esx.free,
+        "highmem_free": len(esx.machine.free_of(high=True)),
         "distinct": len(esx.index.shared_frames()),
         "hint_frames": len(esx.index.hint_frames()),
         "level": esx.level,
@@ -93,6 +108,7 @@ def vm_numbers(vm: Vm, sample: int) -> dict[str, int]:
         "shares": vm.shares,
         "overhead": len(vm.overhead),
         "overhead_due": vm.overhead_due,
+        "transmit_carry": int(guest.transmit.owed * MILLIONTHS * sample),
         "untouched": len(vm.pages("untouched")),
         "resident": len(vm.pages("resident")),
         "shared": len(vm.pages("shared")),
@@ -179,12 +195,20 @@ def differences(host: Host, esx: Esx, identity: Identity) -> list[Difference]:
     for level in range(4):
         found += _unequal(f"ms at level {level}", host.state.level_ms[level], esx.level_ms[level])
     found += _unequal("VMs", host.vm_ids(), sorted(esx.vms))
+    found += _unequal("copies", _copied(host), esx.copied)
     unique: dict[tuple[int, int], tuple[int, Content]] = {}
     for vm in esx.on():
         v = int((host.state.vms["vm"] == vm.spec.vm).argmax())
         found += _vm_differences(host, vm, v)
         found += _pages_differences(host, esx, vm, v, unique)
     return found + identity.differences(unique)
+
+
+def _copied(host: Host) -> dict[int, Copied]:
+    """Pages with a copy counter, by place."""
+    table = enumerate(host.state.copied.tolist())
+    names = {i: (*divmod(name, 1 << PPN_BITS), copies) for i, (name, copies) in table if name >= 0}
+    return {i: Copied(*name) for i, name in names.items()}
 
 
 def _unequal(what: str, fast: Any, twin: Any) -> Iterator[Difference]:
@@ -253,6 +277,9 @@ def _page_differences(
     else:
         is_backed = state == "ballooned" and byte & ACCESSED != 0
         yield from _unequal(f"{where} backed", is_backed, ppn in vm.backed)
+    if entry is not None:
+        kind = int(host.state.shared_kind[word & INDEX]) if entry.cow else byte & KIND
+        yield from _unequal(f"{where} is high", kind != 0, esx.machine.is_high(entry.mpn))
     yield from _hint_differences(esx, vm, ppn, byte, word)
     if entry is not None and entry.cow:
         refs = int(host.state.refs[word & INDEX])

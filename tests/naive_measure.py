@@ -32,6 +32,9 @@ EVENTS = {
     "swap_in_pages": "swap_ins",
     "double_paging_pages": "double_pagings",
     "stalled_touches": "stalled_touches",
+    "transmitted_pages": "transmits",
+    "copied_pages": "copies",
+    "remapped_pages": "remaps",
 }
 
 

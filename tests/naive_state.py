@@ -76,6 +76,7 @@ class Guest:
     drift: Meter = field(default_factory=Meter)
     touch_credit: int = 0
     """Page-milliseconds of active memory not yet touched."""
+    transmit: Meter = field(default_factory=Meter)
 
 
 @dataclass
@@ -190,6 +191,17 @@ class Row:
     locality: str
     drift_permille_per_h: int
     cpu_permille: int
+    transmit_milli_per_s: int
+    transmit_set: int
+
+
+@dataclass
+class Copied:
+    """How often a page was copied to a bounce buffer."""
+
+    vm: int
+    ppn: int
+    copies: int = 0
 
 
 @dataclass
@@ -203,6 +215,8 @@ class Esx:
     tick_ms: int
     machine: Machine
     index: ContentIndex = field(default_factory=ContentIndex)
+    copied: dict[int, Copied] = field(default_factory=dict)
+    """By place in a small table."""
     vms: dict[int, Vm] = field(default_factory=dict)
     now_ms: int = 0
     tick: int = 0
