@@ -9,14 +9,13 @@ times the pages that one slot stands for.
 from __future__ import annotations
 
 from hostsim import remap, share
-from hostsim.frames import release_frame, take_frame
+from hostsim.frames import disown, own, release_frame, take_frame
 from hostsim.jit import i64, kernel, small
 from hostsim.state import (
     ACCESSED,
     BALLOONED,
     COW,
     INDEX,
-    KIND,
     LOW,
     RESIDENT,
     SHARED,
@@ -50,7 +49,7 @@ def leave_memory(st: HostState, v: int, ppn: int, state: int) -> int:
     """
     vm = st.vms[v]
     slot = vm.base_slot + ppn
-    freed, kind = 1, i64(st.page[slot]) & KIND
+    freed, kind = 1, i64(0)
     if i64(st.page[slot]) & STATE == SHARED:
         index = i64(st.content[slot]) & INDEX
         st.refs[index] -= 1
@@ -63,7 +62,7 @@ def leave_memory(st: HostState, v: int, ppn: int, state: int) -> int:
             freed = 0
     else:
         share.drop_hint(st, v, ppn)
-        vm.resident -= 1
+        kind = disown(st, v, slot)
     remap.forget(st, v, ppn)
     set_state(st, slot, state)
     if state == BALLOONED:
@@ -105,9 +104,8 @@ def bring_in(st: HostState, v: int, ppn: int) -> int:
             return NO_IO
         host.swap_io_left -= 1
         set_state(st, slot, RESIDENT)
-        st.page[slot] = i64(st.page[slot]) | take_frame(st)
+        own(st, v, slot, take_frame(st))
         vm.swapped -= 1
-        vm.resident += 1
         host.swap_ins += 1
         vm.cause = SWAP_IN
         return host.swap_latency_ns
@@ -116,9 +114,8 @@ def bring_in(st: HostState, v: int, ppn: int) -> int:
         pop(st, v, ppn)
         host.pops += 1
     vm.untouched -= 1
-    vm.resident += 1
     set_state(st, slot, RESIDENT)
-    st.page[slot] = i64(st.page[slot]) | take_frame(st)
+    own(st, v, slot, take_frame(st))
     st.content[slot] = vm.zero
     host.zero_fills += 1
     return 0
@@ -154,9 +151,9 @@ def write(st: HostState, v: int, ppn: int, word: int) -> int:
     st.refs[index] -= 1
     accessed = i64(st.page[slot]) & ACCESSED
     set_state(st, slot, RESIDENT)
-    st.page[slot] = i64(st.page[slot]) | accessed | kind
+    st.page[slot] = i64(st.page[slot]) | accessed
+    own(st, v, slot, kind)
     vm.shared -= 1
-    vm.resident += 1
     st.content[slot] = word
     return cost
 

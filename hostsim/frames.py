@@ -28,6 +28,23 @@ def take_frame(st: HostState) -> int:
 
 
 @small
+def own(st: HostState, v: int, slot: int, kind: int) -> None:
+    """A page that has become RESIDENT has a frame of its own, of this kind."""
+    st.page[slot] = i64(st.page[slot]) | kind
+    st.vms[v].resident += 1
+    st.vms[v].highmem += i64(kind == KIND)
+
+
+@small
+def disown(st: HostState, v: int, slot: int) -> int:
+    """A RESIDENT page, about to be something else, has no frame of its own. Returns its kind."""
+    kind = i64(st.page[slot]) & KIND
+    st.vms[v].resident -= 1
+    st.vms[v].highmem -= i64(kind == KIND)
+    return kind
+
+
+@small
 def release_frame(st: HostState, kind: int) -> None:
     """A frame of this kind, KIND or 0, is free."""
     st.host[0].free += 1
@@ -44,10 +61,12 @@ def kind_of(st: HostState, slot: int) -> int:
 
 
 @small
-def set_kind(st: HostState, slot: int, kind: int) -> None:
-    """The frame that a RESIDENT or SHARED page has lies elsewhere now."""
+def set_kind(st: HostState, v: int, ppn: int, kind: int) -> None:
+    """The frame that a RESIDENT or SHARED page has moved, to the other kind of memory."""
+    slot = st.vms[v].base_slot + ppn
     byte = i64(st.page[slot])
     if byte & STATE == SHARED:
         st.shared_kind[i64(st.content[slot]) & INDEX] = kind
     else:
         st.page[slot] = byte & ~KIND | kind
+        st.vms[v].highmem += 1 if kind == KIND else -1

@@ -36,8 +36,8 @@ PACKED_AS = "vm"
 BELONGS_TO_HOST = (
     *("base_slot", "program", "program_len", "pattern", "zero", "image_base", "app_base"),
     *("dup_base", "image_family", "app_family", "salt", "sharing", "balloon_max"),
-    *("overhead", "overhead_due", "overhead_highmem", "target", "balloon_target", "gave"),
-    "blocked",
+    *("overhead", "overhead_due", "overhead_highmem", "highmem", "target", "balloon_target"),
+    *("gave", "blocked"),
 )
 """Fields of a VM row that the target gives anew: where things lie, its options, its policy."""
 
@@ -125,7 +125,8 @@ def import_vm(host: Host, image: VmImage) -> None:
     cut = slice(row.base_slot, row.base_slot + row.size_slots)
     st.content[cut] = words
     in_memory = image.page & int(STATE) == int(RESIDENT)
-    is_high = in_memory & (np.cumsum(in_memory) <= take_frames(st, int(row.resident)))
+    row.highmem = take_frames(st, int(row.resident))
+    is_high = in_memory & (np.cumsum(in_memory) <= row.highmem)
     st.page[cut] = np.where(is_high, image.page | int(KIND), image.page)
     st.sampled[v, : row.samples] = image.sampled[: row.samples]
     st.lost[v], st.debts[v] = image.lost, image.debts

@@ -140,7 +140,9 @@ def highmem_is_conserved(st: HostState) -> None:
         pages, _ = _pages_of(st, v)
         high = pages & KIND != 0
         _require(not (high & (pages & STATE != RESIDENT)).any(), "kinds", f"VM row {v}: no frame")
-        private += int(high.sum())
+        kept = st.vms[v].highmem
+        _require(high.sum() == kept, "kinds", f"VM row {v}: {high.sum()} counted, {kept} kept")
+        private += int(kept)
     shared = st.shared_kind != 0
     _require(not (shared & (st.refs == 0)).any(), "kinds", "a content that nobody shares")
     _require(bool((st.shared_kind[shared] == KIND).all()), "kinds", "of contents")

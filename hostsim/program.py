@@ -36,7 +36,8 @@ ROW = np.dtype(
     ],
     align=True,
 )
-"""until_ms: exclusive end of the row, from the program's start (end of boot); rising."""
+"""until_ms: exclusive end of the row, from the program's start (end of boot); rising.
+transmit_set_pages: the first pages in use, that the guest transmits from by rank."""
 
 Rows = npt.NDArray[Any]
 """(n_rows,) ROW."""

@@ -48,15 +48,6 @@ def count(block: Array, kind: Kind) -> int:
 
 
 @kernel
-def count_all(page: Array, kind: Kind) -> int:
-    """As `count`, for any number of state bytes."""
-    found = i64(0)
-    for start in range(0, page.size, BLOCK):
-        found += count(page[start : start + BLOCK], kind)
-    return found
-
-
-@kernel
 def place_in(block: Array, kind: Kind, rank: int) -> int:
     """Where in a block the page of the kind lies that has `rank` others before it."""
     mask, a, b, c = kind

@@ -13,7 +13,7 @@ import numpy as np
 from hostsim import rng
 from hostsim.frames import set_kind
 from hostsim.jit import i64, kernel, small
-from hostsim.ranks import Kind, count_all, place_of
+from hostsim.ranks import Kind, place_of
 from hostsim.state import KIND, PPN_BITS, RESIDENT, STATE, HostState, count_vms
 
 REMAP = ("never", "free", "random")
@@ -62,7 +62,7 @@ def count_copy(st: HostState, v: int, ppn: int) -> int:
 @kernel
 def move(st: HostState, v: int, ppn: int) -> None:
     """A page's frame moves to a free one of low memory. The caller saw that there is one."""
-    set_kind(st, st.vms[v].base_slot + ppn, 0)
+    set_kind(st, v, ppn, 0)
     st.host[0].highmem_free += 1
     st.host[0].remaps += 1
     forget(st, v, ppn)
@@ -72,49 +72,43 @@ def move(st: HostState, v: int, ppn: int) -> None:
 def exchange(st: HostState, v: int, ppn: int, victim: int) -> None:
     """A page's frame, which lies high, and that of `victim`, from `find_victim`, change places."""
     other_v, other_ppn = victim >> PPN_BITS, victim & ((1 << PPN_BITS) - 1)
-    set_kind(st, st.vms[v].base_slot + ppn, 0)
-    set_kind(st, st.vms[other_v].base_slot + other_ppn, KIND)
+    set_kind(st, v, ppn, 0)
+    set_kind(st, other_v, other_ppn, KIND)
     st.host[0].remaps += 1
     forget(st, v, ppn)
     forget(st, other_v, other_ppn)
+
+
+@small
+def _n_private_low(st: HostState, v: int) -> int:
+    return st.vms[v].resident - st.vms[v].highmem
 
 
 @kernel
 def find_victim(st: HostState, key: np.uint64, draw: int) -> int:
     """A random private page in low memory of any VM, as row << PPN_BITS | ppn, or -1."""
     n = count_vms(st)
-    total = i64(0)
+    total, n_low = i64(0), i64(0)
     for i in range(n):
         total += st.vms[st.order[i]].size_slots
+        n_low += _n_private_low(st, st.order[i])
+    if n_low == 0:
+        return -1
     first_draw = draw * (LOOKS + 1)
     for look in range(LOOKS):
-        at = rng.below(key, first_draw + look, total)
+        ppn = rng.below(key, first_draw + look, total)
         i = i64(0)
-        while at >= st.vms[st.order[i]].size_slots:
-            at -= st.vms[st.order[i]].size_slots
+        while ppn >= st.vms[st.order[i]].size_slots:
+            ppn -= st.vms[st.order[i]].size_slots
             i += 1
         v = st.order[i]
-        if i64(st.page[st.vms[v].base_slot + at]) & (STATE | KIND) == RESIDENT:
-            return v << PPN_BITS | at
-    return _find_victim_among_all(st, key, first_draw + LOOKS)
-
-
-@kernel
-def _find_victim_among_all(st: HostState, key: np.uint64, draw: int) -> int:
-    """As `find_victim`: pages are counted, VM by VM, to draw among them."""
-    n = count_vms(st)
-    found = i64(0)
-    for i in range(n):
-        vm = st.vms[st.order[i]]
-        found += count_all(st.page[vm.base_slot : vm.base_slot + vm.size_slots], PRIVATE_LOW)
-    if found == 0:
-        return -1
-    rank = rng.below(key, draw, found)
-    for i in range(n):
-        vm = st.vms[st.order[i]]
-        page = st.page[vm.base_slot : vm.base_slot + vm.size_slots]
-        inside = count_all(page, PRIVATE_LOW)
-        if rank < inside:
-            return st.order[i] << PPN_BITS | place_of(page, PRIVATE_LOW, rank)
-        rank -= inside
-    return -1
+        if i64(st.page[st.vms[v].base_slot + ppn]) & (STATE | KIND) == RESIDENT:
+            return v << PPN_BITS | ppn
+    rank = rng.below(key, first_draw + LOOKS, n_low)
+    i = i64(0)
+    while rank >= _n_private_low(st, st.order[i]):
+        rank -= _n_private_low(st, st.order[i])
+        i += 1
+    vm = st.vms[st.order[i]]
+    page = st.page[vm.base_slot : vm.base_slot + vm.size_slots]
+    return st.order[i] << PPN_BITS | place_of(page, PRIVATE_LOW, rank)

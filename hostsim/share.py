@@ -12,13 +12,12 @@ from __future__ import annotations
 import numpy as np
 
 from hostsim import rng
-from hostsim.frames import release_frame
+from hostsim.frames import disown, release_frame
 from hostsim.jit import i64, kernel, small
 from hostsim.state import (
     ACCESSED,
     HINT,
     INDEX,
-    KIND,
     PPN_BITS,
     RESIDENT,
     SHARED,
@@ -142,13 +141,13 @@ def _to_shared(st: HostState, v: int, ppn: int) -> int:
     Returns the kind of the frame that it had of its own.
     """
     slot = st.vms[v].base_slot + ppn
-    byte = i64(st.page[slot])
+    accessed = i64(st.page[slot]) & ACCESSED
+    kind = disown(st, v, slot)
     set_state(st, slot, SHARED)
-    st.page[slot] = i64(st.page[slot]) | (byte & ACCESSED)
+    st.page[slot] = i64(st.page[slot]) | accessed
     st.refs[i64(st.content[slot]) & INDEX] += 1
-    st.vms[v].resident -= 1
     st.vms[v].shared += 1
-    return byte & KIND
+    return kind
 
 
 @kernel

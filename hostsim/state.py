@@ -91,10 +91,12 @@ VM = np.dtype(
     _fields(
         np.int64, "vm base_slot size_slots reservation limit shares overhead overhead_due vcpus"
     )
-    + _fields(np.int64, "sharing driver salt overhead_highmem")
+    + _fields(np.int64, "sharing driver salt")
     # Pages by state (slots); backed = BALLOONED pages that gave the host a frame or swap slot;
     # swap_space = size - reservation, or what was swapped when the reservation was raised.
     + _fields(np.int64, "untouched resident shared ballooned swapped backed swap_space")
+    # RESIDENT pages, and slots of overhead, whose frames lie in high memory.
+    + _fields(np.int64, "highmem overhead_highmem")
     # Policy: what the VM should have, what its balloon should hold.
     + _fields(np.int64, "target balloon_target balloon_max blocked touched_before gave")
     # Content: families that it draws from, and where their ranges lie on this host.

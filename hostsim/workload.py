@@ -109,16 +109,17 @@ def resize(st: HostState, v: int, memory: int, rate: int) -> None:
 
 
 @kernel
-def transmit(st: HostState, v: int, n: int, n_pages: int) -> None:
-    """The guest transmits `n` times a page of its first `n_pages`, by rank, while time lasts.
+def transmit(st: HostState, v: int, n: int, n_slots: int) -> None:
+    """The guest transmits `n` times one of its first `n_slots` slots, by rank, while time lasts.
 
-    It reads the page first, so one that is not in memory is brought in.
+    It reads the slot first, so one that is not in memory is brought in. Ranks are those of pages:
+    Zipf's law is not the same for a k-th of them.
     """
     host = st.host[0]
     vm = st.vms[v]
     key = rng.stream(host.seed, rng.TRANSMIT, vm.vm, host.tick)
     for i in range(n):
-        ppn = zipf_rank(rng.word(key, i), n_pages)
+        ppn = zipf_rank(rng.word(key, i), n_slots * host.sample) // host.sample
         cost = guest.access(st, v, ppn, 0)
         going = settle(st, v, cost)
         if cost >= 0:
@@ -173,8 +174,8 @@ def work(st: HostState, v: int, dt_ns: int) -> None:
         due = row.transmit_pages_per_s * (vm.left_ns // NS_PER_MS)
         owed = vm.transmit_carry % slot_unit(st) + due
         vm.transmit_carry = owed % slot_unit(st)
-        n_pages = max(min(row.transmit_set_pages, vm.brk), 1)
-        transmit(st, v, owed // slot_unit(st), n_pages)
+        n_slots = max(min(row.transmit_set_pages, vm.brk), 1)
+        transmit(st, v, owed // slot_unit(st), n_slots)
     if vm.active == 0:
         return
     vm.touch_carry += vm.active * host.dt_ms

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from naive_host import active_fraction, limits
 from naive_index import TRUNCATED, HintFrame
 from naive_machine import ZERO_PAGE, Content
@@ -98,7 +99,7 @@ def host_numbers(esx: Esx) -> dict[str, int]:
     }
 
 
-def vm_numbers(vm: Vm, sample: int) -> dict[str, int]:
+def vm_numbers(esx: Esx, vm: Vm) -> dict[str, int]:
     """What the fast host keeps in a VM row, counted in the twin."""
     guest = vm.guest
     return {
@@ -108,9 +109,10 @@ def vm_numbers(vm: Vm, sample: int) -> dict[str, int]:
         "shares": vm.shares,
         "overhead": len(vm.overhead),
         "overhead_due": vm.overhead_due,
-        "transmit_carry": int(guest.transmit.owed * MILLIONTHS * sample),
+        "transmit_carry": int(guest.transmit.owed * MILLIONTHS * esx.sample),
         "untouched": len(vm.pages("untouched")),
         "resident": len(vm.pages("resident")),
+        "highmem": sum(1 for p in vm.pages("resident") if esx.is_high(vm, p)),
         "shared": len(vm.pages("shared")),
         "ballooned": vm.count(Annotation.BALLOONED),
         "swapped": len(vm.swap),
@@ -145,7 +147,7 @@ def vm_numbers(vm: Vm, sample: int) -> dict[str, int]:
         "samples": len(vm.sampled),
         "periods": vm.periods,
         "period_start_ns": vm.period_start_ns,
-        "scan_carry": int(vm.scan.owed * MILLIONTHS * sample),
+        "scan_carry": int(vm.scan.owed * MILLIONTHS * esx.sample),
     }
 
 
@@ -199,16 +201,19 @@ def differences(host: Host, esx: Esx, identity: Identity) -> list[Difference]:
     unique: dict[tuple[int, int], tuple[int, Content]] = {}
     for vm in esx.on():
         v = int((host.state.vms["vm"] == vm.spec.vm).argmax())
-        found += _vm_differences(host, vm, v)
+        found += _vm_differences(host, esx, vm, v)
         found += _pages_differences(host, esx, vm, v, unique)
     return found + identity.differences(unique)
 
 
 def _copied(host: Host) -> dict[int, Copied]:
     """Pages with a copy counter, by place."""
-    table = enumerate(host.state.copied.tolist())
-    names = {i: (*divmod(name, 1 << PPN_BITS), copies) for i, (name, copies) in table if name >= 0}
-    return {i: Copied(*name) for i, name in names.items()}
+    table = host.state.copied
+    found = {}
+    for i in np.flatnonzero(table[:, 0] >= 0).tolist():
+        name, copies = table[i].tolist()
+        found[i] = Copied(*divmod(name, 1 << int(PPN_BITS)), copies)
+    return found
 
 
 def _unequal(what: str, fast: Any, twin: Any) -> Iterator[Difference]:
@@ -221,9 +226,9 @@ def _numbers(what: str, row: Any, numbers: dict[str, int]) -> Iterator[Differenc
         yield from _unequal(f"{what} {name}", int(row[name]), twin)
 
 
-def _vm_differences(host: Host, vm: Vm, v: int) -> Iterator[Difference]:
+def _vm_differences(host: Host, esx: Esx, vm: Vm, v: int) -> Iterator[Difference]:
     st, name = host.state, f"VM {vm.spec.vm}"
-    yield from _numbers(name, st.vms[v], vm_numbers(vm, host.sample))
+    yield from _numbers(name, st.vms[v], vm_numbers(esx, vm))
     for cause, lost_ns in zip(CAUSES, st.lost[v].tolist(), strict=True):
         yield from _unequal(f"{name} ns lost to {cause}", lost_ns, vm.lost[cause])
     for cause, debt_ns in zip(CAUSES, st.debts[v].tolist(), strict=True):
@@ -279,7 +284,7 @@ def _page_differences(
         yield from _unequal(f"{where} backed", is_backed, ppn in vm.backed)
     if entry is not None:
         kind = int(host.state.shared_kind[word & INDEX]) if entry.cow else byte & KIND
-        yield from _unequal(f"{where} is high", kind != 0, esx.machine.is_high(entry.mpn))
+        yield from _unequal(f"{where} is high", kind != 0, esx.is_high(vm, ppn))
     yield from _hint_differences(esx, vm, ppn, byte, word)
     if entry is not None and entry.cow:
         refs = int(host.state.refs[word & INDEX])

@@ -95,5 +95,4 @@ def find_victim(esx: Esx, draws: Draws, draw: int) -> tuple[Vm, int] | None:
 
 
 def may_make_way(esx: Esx, vm: Vm, ppn: int) -> bool:
-    entry = vm.frame(ppn)
-    return entry is not None and not entry.cow and not esx.machine.is_high(entry.mpn)
+    return vm.state(ppn) == "resident" and not esx.is_high(vm, ppn)

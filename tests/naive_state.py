@@ -255,5 +255,11 @@ class Esx:
         entry = vm.frame(ppn)
         return vm.swap[ppn] if entry is None else self.machine.frames[entry.mpn].content
 
+    def is_high(self, vm: Vm, ppn: int) -> bool:
+        """Whether devices cannot reach the frame of a page in machine memory."""
+        entry = vm.frame(ppn)
+        assert entry is not None
+        return self.machine.is_high(entry.mpn)
+
     def draws(self, purpose: int, owner: int, tick: int) -> Draws:
         return Draws(int(rng.stream(self.seed, purpose, owner, tick)))

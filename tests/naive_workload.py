@@ -122,8 +122,8 @@ def work(esx: Esx, vm: Vm, dt_ns: int) -> None:
     if row.transmit_milli_per_s > 0:
         time_ms = vm.left_ns // MS
         rate = Fraction(row.transmit_milli_per_s * time_ms, 1_000_000 * esx.sample)
-        n_pages = max(min(row.transmit_set, guest.brk), 1)
-        transmit(esx, vm, guest.transmit.due(rate), n_pages)
+        n_slots = max(min(row.transmit_set, guest.brk), 1)
+        transmit(esx, vm, guest.transmit.due(rate), n_slots)
     if guest.active > 0:
         touch_active_set(esx, vm, row, dt_ns)
 
@@ -142,11 +142,12 @@ def resize(esx: Esx, vm: Vm, row: Row) -> None:
         pass
 
 
-def transmit(esx: Esx, vm: Vm, n: int, n_pages: int) -> None:
-    """Transmit `n` times one of the first pages, the first most often, while time lasts."""
+def transmit(esx: Esx, vm: Vm, n: int, n_slots: int) -> None:
+    """Transmit `n` times one of the first pages, the first most often, while time lasts. A slot
+    counts for the ranks of all pages that it stands for."""
     draws = esx.draws(rng.TRANSMIT, vm.spec.vm, esx.tick)
     for i in range(n):
-        ppn = zipf_rank(draws.word(i), n_pages)
+        ppn = zipf_rank(draws.word(i), n_slots * esx.sample) // esx.sample
         try:
             try:
                 cost = guests.access(esx, vm, ppn, False)
