@@ -149,7 +149,7 @@ class Io(FrozenModel):
     remap: Literal["never", "free", "random"] = "free"
     """`never` moves no page. `free` moves it to a free frame of low memory, if there is one. With
     `random` a random private page makes way when there is none. [P 7] had this under study; where
-    hotness is steady it makes more copies than `free` does (tests/test_remap.py)."""
+    hotness is steady it makes more copies than `free` does (tests/test_remap_claims.py)."""
 
 
 class HostConfig(FrozenModel):
