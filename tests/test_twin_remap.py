@@ -48,7 +48,7 @@ def crowded(k: int, low: int, remap: str, **options: Any) -> Pair:
 def test_copies_and_moves_are_those_of_the_twin(k: int, low: int, remap: str) -> None:
     """While sharing, COW breaks, balloons and swapping take frames of both kinds and free them."""
     pair = crowded(k, low, remap)
-    totals = run(pair, 35)
+    totals = run(pair, 28)
     mixed = ("shares_made", "cow_breaks", "inflated", "swap_outs", "swap_ins")
     assert all(totals[name] > 0 for name in (*mixed, "copies")), totals
     assert (totals["remaps"] == 0) == (remap == "never")
