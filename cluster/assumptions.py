@@ -26,6 +26,7 @@ _NO_VALUE = {
     "limit": "memory of the VM",
     "guest_swap": "memory - reservation",
     "scan_time": "none: the rates hold",
+    "low_memory": "all memory",
     "margin": "0 % in reading b, 0.5 % in reading a",
     "stop": "never",
     "vms": "all that run in the simulated time",

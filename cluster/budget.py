@@ -16,6 +16,7 @@ from cluster.population import PlannedVm, Population
 from cluster.scenario import SAMPLE_MAX
 from cluster.yaml_input import InputError, Problem
 from hostsim.guest_config import ContentTable, GuestImage
+from hostsim.load import copy_counters
 from hostsim.program import ROW
 from hostsim.replay import EVENT
 from hostsim.spec import VmSpec
@@ -25,8 +26,10 @@ SLOT_BYTES = 5
 """4 B of content id and 1 B of state."""
 WINDOW_BYTES = 9
 """Working space of a host, for a slot of its largest VM: loudness, and two places."""
-CONTENT_BYTES = 80
-"""A count of references, a hint, and up to four entries of the table of stale hints."""
+CONTENT_BYTES = 81
+"""A count of references, a hint, a kind, and up to four entries of the table of stale hints."""
+COUNTER_BYTES = 16
+"""A page and how often it was copied, on a host whose devices reach a part of memory only."""
 PROCESS_BYTES = 150 * MIB
 """Python with NumPy, compiled kernels and an actor's own needs."""
 VM_BYTES = 4096
@@ -56,6 +59,7 @@ def estimate(population: Population, sample: int, processes: int) -> int:
         + sum(sizes[: len(population.hosts)]) * WINDOW_BYTES
         + _contents(population, at_peak, sample) * CONTENT_BYTES
         + (sum(programs.values()) * ROW.itemsize + events * EVENT.itemsize) * _HELD_TWICE
+        + sum(copy_counters(host.config, sample) for host in population.hosts) * COUNTER_BYTES
         + len(population.vms) * VM_BYTES
         + processes * PROCESS_BYTES
     )

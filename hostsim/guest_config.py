@@ -11,7 +11,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from hostsim.config import SSD, Disk, FrozenModel, named_disk
-from hostsim.units import MIB, Amount, Bytes, BytesPerSecond, Milliseconds, Permille
+from hostsim.units import GIB, MIB, Amount, Bytes, BytesPerSecond, Milliseconds, Permille
+
+TRANSMIT_MAX = 100 * GIB
+"""Bytes a second that one guest sends at most: eight ports of 100 Gbit/s."""
 
 
 class ContentMix(FrozenModel):
@@ -113,6 +116,18 @@ class Phase(FrozenModel):
     """Part of the active set that moves, each hour, to pages not in it before."""
     cpu: Permille = 200
     """CPU demand, of all the VM's vCPUs."""
+    transmit: BytesPerSecond = Field(0, le=TRANSMIT_MAX)
+    """Sent over the network in the VM's own time, page by page: of the set below, the first pages
+    of the guest's memory in use, where its kernel has its buffers; rank-skewed (Zipf, exponent 1).
+    """
+    transmit_set: Amount = ("permille", 10)
+    """Size of that set; 1 %, for want of a measured one."""
+
+    @model_validator(mode="after")
+    def _has_what_to_send(self) -> Phase:
+        if self.transmit > 0 and self.transmit_set[1] == 0:
+            raise ValueError("transmit needs a transmit_set above 0")
+        return self
 
     @model_validator(mode="after")
     def _data_by_rank(self) -> Phase:

@@ -21,6 +21,7 @@ from hostsim.guest_config import GuestImage, Phase, Workload
 from hostsim.jit import is_warm, kernel
 from hostsim.load import (
     content_lengths,
+    copy_counters,
     fill_bounds,
     fill_host,
     fill_tax,
@@ -65,7 +66,8 @@ class Host:
     """The VMs that are on, as last configured."""
 
     def __post_init__(self) -> None:
-        self.state = empty(_ROWS, self.config.sampling.pages)
+        n_counters = copy_counters(self.config, self.sample)
+        self.state = empty(_ROWS, self.config.sampling.pages, n_counters)
         fill_host(self.state.host[0], self.config, self.host, self.seed, self.sample, self.tick_ms)
 
     # Powering on and off
@@ -122,6 +124,7 @@ class Host:
         row = self.state.vms[v]
         free_vm(self.state, v)
         self.state.host[0].free += row.overhead
+        self.state.host[0].highmem_free += row.overhead_highmem
         self.state.host[0].overhead -= row.overhead
         base, size = int(row.base_slot), int(row.size_slots)
         first, length = int(row.program), int(row.program_len)

@@ -15,12 +15,20 @@ from hostsim.composition import Composition, range_lengths
 from hostsim.config import Allocation, HostConfig, VmConfig
 from hostsim.program import KEEP
 from hostsim.program import Rows as ProgramRows
+from hostsim.remap import REMAP
 from hostsim.replay import Replay
 from hostsim.spec import VmSpec
 from hostsim.state import DRIVER_ABSENT, DRIVER_PRESENT, HIGH, IMAGE, N_CLASSES, Array
 from hostsim.units import PAGE_SIZE, HostId, slots
 
 MILLI = 1000
+COUNTERS = 65_536
+"""Pages whose copies a host counts at a time, for which [P 7] has no number: 256 MiB of buffers."""
+
+
+def copy_counters(config: HostConfig, sample: int) -> int:
+    """Entries of the table of copy counters: one, never used, where devices reach all memory."""
+    return 1 if config.io.low_memory is None else max(COUNTERS // sample, 1)
 
 
 def fill_host(
@@ -29,7 +37,9 @@ def fill_host(
     """Flatten a host's configuration into its HOST row."""
     row.host, row.seed, row.sample, row.dt_ms = host, seed, sample, tick_ms
     row.machine = slots(config.memory - config.reserve, sample)
-    row.free = row.machine
+    low_memory = config.memory if config.io.low_memory is None else config.io.low_memory
+    row.highmem = max(row.machine - slots(low_memory, sample), 0)
+    row.free, row.highmem_free = row.machine, row.highmem
     row.level, row.rebalance, row.level_free = HIGH, 1, row.machine
     for name, value in reclaim.thresholds(config.reclaim, config.memory, sample)._asdict().items():
         row[name] = value
@@ -51,6 +61,8 @@ def fill_host(
     row.swap_latency_ns = config.swap.latency
     row.swap_iops, row.swap_cluster = config.swap.iops * MILLI, config.swap.write_cluster
     row.cpus, row.cow_ns, row.scan_ns = config.cpus, config.costs.cow, config.costs.scan
+    row.copy_ns, row.copy_threshold = config.costs.page_copy, config.io.copy_threshold
+    row.remap = REMAP.index(config.io.remap)
 
 
 def fill_tax(row: Any, config: Allocation) -> None:
@@ -129,9 +141,10 @@ def content_lengths(row: Any, spec: VmSpec, composition: Composition) -> Array:
 def program_slots(rows: ProgramRows, sample: int) -> Array:
     """A program in slots: amounts rounded to nearest, at least one slot of an active set."""
     scaled = rows.copy()
-    for name in ("memory_pages", "active_pages", "data_pages"):
+    for name in ("memory_pages", "active_pages", "data_pages", "transmit_set_pages"):
         pages = rows[name]
         nearest = (2 * pages + sample) // (2 * sample)
         scaled[name] = np.where(pages == KEEP, KEEP, np.where(pages > 0, np.maximum(nearest, 1), 0))
-    scaled["growth_pages_per_s"] = rows["growth_pages_per_s"] * MILLI
+    for name in ("growth_pages_per_s", "transmit_pages_per_s"):
+        scaled[name] = rows[name] * MILLI
     return scaled

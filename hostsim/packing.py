@@ -14,12 +14,12 @@ import msgpack
 import numpy as np
 
 from hostsim.config import VmConfig
-from hostsim.guest_config import GuestImage
+from hostsim.guest_config import TRANSMIT_MAX, GuestImage
 from hostsim.program import KEEP, LOCALITIES, ROW, Rows
 from hostsim.replay import EVENT, Replay, require_sound
 from hostsim.spec import VmSpec
 from hostsim.state import HOST, N_CAUSES, VM, Array
-from hostsim.units import VmId
+from hostsim.units import VmId, pages
 
 Result = TypeVar("Result")
 
@@ -177,8 +177,10 @@ def _require_program(rows: Rows) -> None:
     for name in (
         *("growth_pages_per_s", "active_pages", "data_pages"),
         *("writes_permille", "cpu_permille"),
+        *("transmit_pages_per_s", "transmit_set_pages"),
     ):
         holds[name] = bool((rows[name] >= 0).all())
+    holds["transmit"] = bool((rows["transmit_pages_per_s"] <= pages(TRANSMIT_MAX)).all())
     wrong = [name for name, is_right in holds.items() if not is_right]
     if wrong:
         raise ValueError(f"a program with wrong {wrong[0]}")
@@ -198,11 +200,12 @@ def whole(value: Any) -> int:
 
 
 CONFIGURED = (
-    *("host", "seed", "sample", "dt_ms", "machine", "goal", "down_soft", "down_hard", "down_low"),
-    *("up_high", "up_soft", "up_hard", "scan_rate_total", "scan_rate_vm", "scan_time_ms"),
-    *("sharing", "balloon_poll_ms", "inflate_rate", "deflate_rate", "balloon_max_permille"),
-    *("balance_ms", "claim_touched", "deadband_sigmas", "sample_pages", "sample_ms", "tax_k"),
-    *("swap_latency_ns", "swap_iops", "swap_cluster", "cpus", "cow_ns", "scan_ns"),
+    *("host", "seed", "sample", "dt_ms", "machine", "highmem", "goal", "down_soft", "down_hard"),
+    *("down_low", "up_high", "up_soft", "up_hard", "scan_rate_total", "scan_rate_vm"),
+    *("scan_time_ms", "sharing", "balloon_poll_ms", "inflate_rate", "deflate_rate"),
+    *("balloon_max_permille", "balance_ms", "claim_touched", "deadband_sigmas", "sample_pages"),
+    *("sample_ms", "tax_k", "swap_latency_ns", "swap_iops", "swap_cluster", "cpus", "cow_ns"),
+    *("scan_ns", "copy_ns", "copy_threshold", "remap"),
 )
 """Fields of a host's row that follow from its configuration."""
 SPECIFIED = (

@@ -20,7 +20,7 @@ from hostsim.config import HostConfig
 from hostsim.contents import Key, Range
 from hostsim.guest_config import GuestImage
 from hostsim.host import Host
-from hostsim.load import content_lengths, fill_vm, program_slots
+from hostsim.load import content_lengths, copy_counters, fill_vm, program_slots
 from hostsim.packing import (
     CONFIGURED,
     SPECIFIED,
@@ -42,7 +42,9 @@ from hostsim.state import (
     ARRAYS,
     INDEX,
     PPN_BITS,
+    SHARED,
     STALE,
+    STATE,
     UNIQUE,
     VM,
     Array,
@@ -114,6 +116,7 @@ def digest(host: Host) -> str:
     for vm in host.vm_ids():
         total.update(_meaning_of(host, host.row_of(vm)))
     total.update(_stale_hints(host).tobytes())
+    total.update(st.copied.tobytes())
     return total.hexdigest()
 
 
@@ -125,10 +128,12 @@ def _meaning_of(host: Host, v: int) -> bytes:
         plain[name] = 0
     cut = slice(row.base_slot, row.base_slot + row.size_slots)
     words = to_local(st.content[cut].astype(np.int64), ranges_of(host, v))
+    shared = st.page[cut] & int(STATE) == int(SHARED)
     parts = [
         plain,
         st.page[cut],
         words,
+        st.shared_kind[st.content[cut][shared] & int(INDEX)],
         st.sampled[v, : row.samples],
         st.lost[v],
         st.debts[v],
@@ -230,7 +235,8 @@ def _state(packed: Mapping[str, Any], host: Host) -> HostState:
     per_row = {"vms": (), "order": (), "lost": (8,), "debts": (8,), "class_base": (3, 5)}
     shapes |= {name: (n_rows, *rest) for name, rest in per_row.items()}
     shapes |= {"sampled": (n_rows, host.config.sampling.pages), "host": (1,), "level_ms": (4,)}
-    shapes |= {"refs": (n_contents,), "hints": (n_contents,)}
+    shapes |= dict.fromkeys(("refs", "hints", "shared_kind"), (n_contents,))
+    shapes |= {"copied": (copy_counters(host.config, host.sample), 2)}
     arrays = {
         name: unpack_array(packed[name], dtype, shapes[name])
         for name, (dtype, _) in ARRAYS.items()

@@ -4,10 +4,11 @@ A frame is named by what it holds: a private frame is its (VM, PPN), a shared fr
 So no machine page number is stored: free memory is a count and a shared frame a reference count.
 The page of VM row v with number ppn lies at slot vms[v].base_slot + ppn of `page` and `content`.
 
-State byte (`page`): bits 0-2 state, 3 hint, 4 kind (where the frame lies; 0 = ordinary memory),
-5 accessed, 6-7 guest use. Accessed is cleared by the sampler and set by every touch; on a BALLOONED
-page it records that the host had backed the page when the guest pinned it. A page whose use is not
-FREE while its state is BALLOONED or UNTOUCHED has its data on the guest's own disk.
+State byte (`page`): bits 0-2 state, 3 hint, 4 kind, 5 accessed, 6-7 guest use. Kind is set exactly
+when the page is RESIDENT and its frame lies in high memory, beyond the reach of devices. Accessed
+is cleared by the sampler and set by every touch; on a BALLOONED page it records that the host had
+backed the page when the guest pinned it. A page whose use is not FREE while its state is BALLOONED
+or UNTOUCHED has its data on the guest's own disk.
 
 Content word (`content`): bit 31 unique (a fresh guest write: can never match another page), bit 30
 stale (the page owns a hint and was rewritten since), bits 0-29 the host-local content index, or for
@@ -64,7 +65,9 @@ HOST = np.dtype(
     # Identity and time.
     _fields(np.int64, "host seed sample now_ms dt_ms tick")
     # Frames: machine = memory - reserve; free = machine - overhead - private - distinct.
-    + _fields(np.int64, "machine overhead free distinct hint_frames level rebalance")
+    # highmem: those of the machine that lie high, highmem_free: those of the free ones.
+    + _fields(np.int64, "machine highmem overhead free highmem_free distinct hint_frames")
+    + _fields(np.int64, "level rebalance")
     # Thresholds in slots: enter a level below down_*, leave it upwards above up_*; goal: enough.
     + _fields(np.int64, "goal down_soft down_hard down_low up_high up_soft up_hard")
     # Options, flattened from config once.
@@ -73,7 +76,7 @@ HOST = np.dtype(
     + _fields(np.int64, "balance_ms claim_touched deadband_sigmas sample_pages sample_ms")
     + _fields(np.float64, "tax_k")
     + _fields(np.int64, "swap_latency_ns swap_iops swap_cluster cpus")
-    + _fields(np.int64, "cow_ns scan_ns")
+    + _fields(np.int64, "cow_ns scan_ns copy_ns copy_threshold remap")
     # Carried remainders and budgets of the current step.
     + _fields(np.int64, "scan_carry swap_io_carry swap_io_left swap_cluster_left")
     + _fields(np.int64, "scanned_last_step level_free")
@@ -81,7 +84,7 @@ HOST = np.dtype(
     + _fields(np.int64, "zero_fills scanned shares_made stale_hints cow_breaks cow_reuses")
     + _fields(np.int64, "inflated deflated pops swap_outs swap_ins double_pagings stale_reads")
     + _fields(np.int64, "shared_before_swap guest_page_ins guest_page_outs guest_refusals")
-    + _fields(np.int64, "stalled_touches minor_faults cpu_demand_ms"),
+    + _fields(np.int64, "stalled_touches minor_faults cpu_demand_ms transmits copies remaps"),
     align=True,
 )
 """Scalars of a host. Rates are pages a second x 1000, whatever a slot stands for."""
@@ -94,6 +97,8 @@ VM = np.dtype(
     # Pages by state (slots); backed = BALLOONED pages that gave the host a frame or swap slot;
     # swap_space = size - reservation, or what was swapped when the reservation was raised.
     + _fields(np.int64, "untouched resident shared ballooned swapped backed swap_space")
+    # RESIDENT pages, and slots of overhead, whose frames lie in high memory.
+    + _fields(np.int64, "highmem overhead_highmem")
     # Policy: what the VM should have, what its balloon should hold.
     + _fields(np.int64, "target balloon_target balloon_max blocked touched_before gave")
     # Content: families that it draws from, and where their ranges lie on this host.
@@ -114,7 +119,7 @@ VM = np.dtype(
     + _fields(np.float64, "slow fast")
     # Carried remainders.
     + _fields(np.int64, "scan_carry inflate_carry deflate_carry touch_carry grow_carry")
-    + _fields(np.int64, "drift_carry disk_io_carry scrub_carry"),
+    + _fields(np.int64, "drift_carry disk_io_carry scrub_carry transmit_carry"),
     align=True,
 )
 """Scalars of a VM. A row is free exactly when vm is -1. Sizes in slots, times as named."""
@@ -136,9 +141,11 @@ class HostState:
     page        (n_slots,) uint8   state bytes
     content     (n_slots,) uint32  content words
     refs        (n_contents,) int64  pages in state SHARED per content
+    shared_kind (n_contents,) uint8  KIND exactly when a shared frame holds it in high memory, or 0
     hints       (n_contents,) int64  hinting page as row << 40 | ppn, or -1
     stale_page  (n_stale,) int64   open addressing (power of two): pages, as row << 40 | ppn, that
     stale_at    (n_stale,) int64   own a stale hint on a common content; that content; -1 = empty
+    copied      (n_counters, 2) int64  a page as vm << 40 | ppn, or -1; how often it was copied
     sampled     (n_rows, n_samples) int64  PPNs of the running sampling period
     kinds       (n_images, 3, PATTERN) int64  guest use * 8 + content class of a pattern's slots
     ranks       (n_images, 3, PATTERN) int64  how many slots of the same class come before each
@@ -165,9 +172,11 @@ class HostState:
     page: Array
     content: Array
     refs: Array
+    shared_kind: Array
     hints: Array
     stale_page: Array
     stale_at: Array
+    copied: Array
     sampled: Array
     kinds: Array
     ranks: Array
@@ -207,9 +216,11 @@ ARRAYS: dict[str, tuple[np.dtype[Any], int]] = {
     "page": (np.dtype(np.uint8), 1),
     "content": (np.dtype(np.uint32), 1),
     "refs": (INT, 1),
+    "shared_kind": (np.dtype(np.uint8), 1),
     "hints": (INT, 1),
     "stale_page": (INT, 1),
     "stale_at": (INT, 1),
+    "copied": (INT, 2),
     "sampled": (INT, 2),
     "kinds": (INT, 3),
     "ranks": (INT, 3),
@@ -255,8 +266,8 @@ def use_of(st: HostState, slot: int) -> int:
 
 @small
 def set_state(st: HostState, slot: int, state: int) -> None:
-    """Move a page to `state`; hint and accessed bits go, kind and use stay."""
-    st.page[slot] = (i64(st.page[slot]) & ~(STATE | HINT | ACCESSED)) | state
+    """Move a page to `state`; hint, kind and accessed bits go, use stays."""
+    st.page[slot] = (i64(st.page[slot]) & ~(STATE | HINT | KIND | ACCESSED)) | state
 
 
 @small
@@ -281,17 +292,8 @@ def entitled(st: HostState, v: int) -> int:
 
 
 @small
-def shared_saved(st: HostState) -> int:
-    """SHARED pages minus distinct shared frames, in slots."""
-    total = 0
-    for i in range(count_vms(st)):
-        total += st.vms[st.order[i]].shared
-    return total - st.host[0].distinct
-
-
-@small
 def slot_unit(st: HostState) -> int:
-    """Millionths of a page in one slot: what a carry must touchable for a slot to be due."""
+    """Millionths of a page in one slot: what a carry must reach for a slot to be due."""
     return MILLIONTHS * st.host[0].sample
 
 
@@ -311,7 +313,7 @@ def due(st: HostState, period_ms: int) -> int:
     return now_ms // period_ms - (now_ms - st.host[0].dt_ms) // period_ms
 
 
-def empty(n_rows: int, n_samples: int) -> HostState:
+def empty(n_rows: int, n_samples: int, n_counters: int = 1) -> HostState:
     """A host's arrays with no VM."""
     vms = np.zeros(n_rows, VM).view(np.recarray)
     vms["vm"] = -1
@@ -325,9 +327,11 @@ def empty(n_rows: int, n_samples: int) -> HostState:
         page=np.zeros(0, np.uint8),
         content=np.zeros(0, np.uint32),
         refs=np.zeros(0, np.int64),
+        shared_kind=np.zeros(0, np.uint8),
         hints=np.zeros(0, np.int64),
         stale_page=np.full(8, -1, np.int64),
         stale_at=np.full(8, -1, np.int64),
+        copied=np.full((n_counters, 2), -1, np.int64),
         sampled=np.full((n_rows, n_samples), -1, np.int64),
         kinds=np.zeros((0, 3, PATTERN), np.int64),
         ranks=np.zeros((0, 3, PATTERN), np.int64),

@@ -361,6 +361,7 @@ def reset(vm: Vm) -> None:
         disk_io=old.disk_io,
         drift=old.drift,
         touch_credit=old.touch_credit,
+        transmit=old.transmit,
     )
     vm.debts = Counter()
     vm.driver_lost = True

@@ -24,7 +24,8 @@ class Refused(Exception):  # noqa: N818 - an answer, not an error
 
 def new_host(host: int, config: HostConfig, seed: int, sample: int, tick_ms: int) -> Esx:
     n_frames = slots(config.memory - config.reserve, sample)
-    machine = Machine({}, list(range(n_frames)))
+    low_memory = config.memory if config.io.low_memory is None else config.io.low_memory
+    machine = Machine({}, list(range(n_frames)), slots(low_memory, sample))
     return Esx(host, config, seed, sample, tick_ms, machine, ContentIndex(), level_free=n_frames)
 
 
@@ -110,6 +111,8 @@ def program_rows(spec: VmSpec, sample: int) -> list[Row]:
             locality=LOCALITIES[row["locality"]],
             drift_permille_per_h=int(row["drift_permille_per_h"]),
             cpu_permille=int(row["cpu_permille"]),
+            transmit_milli_per_s=int(row["transmit_pages_per_s"]) * 1000,
+            transmit_set=scaled(int(row["transmit_set_pages"])),
         )
         for row in spec.program
     ]

@@ -90,13 +90,15 @@ def guest(k: int, size: int, **options: Any) -> VmConfig:
 
 
 def phases(k: int, *given: dict[str, Any], repeat: bool = True) -> Workload:
-    """Phases whose memory, active set and data are in slots; they grow 20 slots a second."""
+    """Phases whose memory, active set, data, transmit set, and transmits a second, are in slots;
+    they grow 20 slots a second."""
     made = []
     for options in given:
         options["data"] = amount(options.get("data", 0), k)
-        for name in ("memory", "active"):
+        for name in ("memory", "active", "transmit_set"):
             if options.get(name) is not None:
                 options[name] = ("bytes", amount(options[name], k))
+        options["transmit"] = amount(options.get("transmit", 0), k)
         defaults = {"duration": 20_000, "growth": amount(20, k), "touch_interval": 1000}
         made.append(Phase(**(defaults | options)))
     return Workload(phases=tuple(made), repeat=repeat)

@@ -78,6 +78,7 @@ class Guest:
     drift: Meter = field(default_factory=Meter)
     touch_credit: int = 0
     """Page-milliseconds of active memory not yet touched."""
+    transmit: Meter = field(default_factory=Meter)
 
 
 @dataclass
@@ -207,6 +208,17 @@ class Row:
     locality: str
     drift_permille_per_h: int
     cpu_permille: int
+    transmit_milli_per_s: int
+    transmit_set: int
+
+
+@dataclass
+class Copied:
+    """How often a page was copied to a bounce buffer."""
+
+    vm: int
+    ppn: int
+    copies: int = 0
 
     @property
     def is_ranked(self) -> bool:
@@ -224,6 +236,8 @@ class Esx:
     tick_ms: int
     machine: Machine
     index: ContentIndex = field(default_factory=ContentIndex)
+    copied: dict[int, Copied] = field(default_factory=dict)
+    """By place in a small table."""
     vms: dict[int, Vm] = field(default_factory=dict)
     now_ms: int = 0
     tick: int = 0
@@ -266,6 +280,12 @@ class Esx:
         """What a page holds, wherever it is."""
         entry = vm.frame(ppn)
         return vm.swap[ppn] if entry is None else self.machine.frames[entry.mpn].content
+
+    def is_high(self, vm: Vm, ppn: int) -> bool:
+        """Whether devices cannot reach the frame of a page in machine memory."""
+        entry = vm.frame(ppn)
+        assert entry is not None
+        return self.machine.is_high(entry.mpn)
 
     def draws(self, purpose: int, owner: int, tick: int) -> Draws:
         return Draws(int(rng.stream(self.seed, purpose, owner, tick)))

@@ -20,9 +20,9 @@ LAYERS = [
     "hostsim.guest_config",
     "hostsim.program hostsim.replay",
     "hostsim.spec hostsim.state",
-    "hostsim.ranks",
+    "hostsim.ranks hostsim.frames",
     "hostsim.composition hostsim.allocate hostsim.reclaim hostsim.sample hostsim.share"
-    " hostsim.invariants",
+    " hostsim.remap hostsim.invariants",
     "hostsim.fault hostsim.contents hostsim.load hostsim.measure hostsim.packing",
     "hostsim.lost hostsim.replacement hostsim.swap",
     "hostsim.guest",
