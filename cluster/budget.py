@@ -117,7 +117,9 @@ def _contents(population: Population, vms: Sequence[VmSpec], sample: int) -> int
         shared_permille, duplicates = rates[key]
         count = slots(spec.config.memory, sample)
         own += int(count * duplicates) + 1
-        common.setdefault(spec.image_range, []).append(-(-count * shared_permille // 1000))
+        common.setdefault(spec.image_range, []).append(
+            -(-count * shared_permille // 1000) + slots(spec.image.pool, sample)
+        )
     if salted:
         return own + sum(sum(counts) for counts in common.values())
     hosts = len(population.hosts)

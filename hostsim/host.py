@@ -97,7 +97,8 @@ class Host:
             row.app_family = -1 - vm.image_range
         kernel_slots, footprint = int(row.kernel), int(row.footprint)
         self.state.class_base[v] = class_base(composition, kernel_slots, footprint)
-        lengths = range_lengths(composition, kernel_slots, footprint, int(row.size_slots))
+        size, pool = int(row.size_slots), int(row.pool)
+        lengths = range_lengths(composition, kernel_slots, footprint, size, pool)
         self._append(v, vm)
         keys = contents.keys_of(row)
         wanted = dict(zip(keys, contents.lengths_of(lengths), strict=True))

@@ -39,6 +39,7 @@ from hostsim.packing import (
 from hostsim.state import (
     ARRAYS,
     INDEX,
+    N_CLASSES,
     PPN_BITS,
     STALE,
     UNIQUE,
@@ -224,7 +225,7 @@ def _state(packed: Mapping[str, Any], host: Host) -> HostState:
     shapes: dict[str, tuple[int | None, ...]] = {
         name: (None,) * ndim for name, (_, ndim) in ARRAYS.items()
     }
-    per_row = {"vms": (), "order": (), "lost": (8,), "debts": (8,), "class_base": (3, 5)}
+    per_row = {"vms": (), "order": (), "lost": (8,), "debts": (8,), "class_base": (3, N_CLASSES)}
     shapes |= {name: (n_rows, *rest) for name, rest in per_row.items()}
     shapes |= {"sampled": (n_rows, host.config.sampling.pages), "host": (1,), "level_ms": (4,)}
     shapes |= {"refs": (n_contents,), "hints": (n_contents,)}
@@ -292,7 +293,8 @@ def _require_sound_vm(host: Host, v: int) -> None:
     fill_vm(expected, spec, layout, st.host[0])
     require_equal(row, expected, SPECIFIED)
     n = int(row.size_slots)
-    ranges, lengths = ranges_of(host, v), range_lengths(layout, kernel, footprint, n)
+    ranges = ranges_of(host, v)
+    lengths = range_lengths(layout, kernel, footprint, n, int(row.pool))
     words = st.content[row.base_slot : row.base_slot + n].astype(np.int64)
     program = st.programs[row.program : row.program + row.program_len].view(np.ndarray)
     kept = [row.zero, row.image_base, row.app_base, row.dup_base]
