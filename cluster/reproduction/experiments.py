@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from cluster.reproduction import ballooning
+from cluster.reproduction import ballooning, identical_vms
 from cluster.reproduction.experiment import Experiment
 
-EXPERIMENTS: tuple[Experiment, ...] = (ballooning.EXPERIMENT,)
+EXPERIMENTS: tuple[Experiment, ...] = (
+    ballooning.EXPERIMENT,
+    identical_vms.EXPERIMENT,
+)
