@@ -29,7 +29,7 @@ _NO_VALUE = {
     "vms": "all that run in the simulated time",
     "memory": "as it stands",
     "cpu_overcommit": "no limit",
-    "application": "none",
+    "application": "the image's own",
     "workloads": "none: the trace's own usage",
 }
 """What leaving a key out means where its default is null."""

@@ -107,7 +107,7 @@ def _permille(table: ContentTable, classes: Sequence[str]) -> int:
 def _contents(population: Population, vms: Sequence[VmSpec], sample: int) -> int:
     """Distinct contents that hosts must count: shared ranges per host, duplicates per VM."""
     salted = any(host.config.sharing.salting == "vm" for host in population.hosts)
-    common: dict[int, list[int]] = {}
+    common: dict[tuple[int, int], list[int]] = {}
     rates: dict[int, tuple[int, float]] = {}
     own = 0
     for spec in vms:
@@ -117,7 +117,7 @@ def _contents(population: Population, vms: Sequence[VmSpec], sample: int) -> int
         shared_permille, duplicates = rates[key]
         count = slots(spec.config.memory, sample)
         own += int(count * duplicates) + 1
-        common.setdefault(spec.image_range, []).append(
+        common.setdefault((spec.image_range, spec.application_range), []).append(
             -(-count * shared_permille // 1000) + slots(spec.image.pool, sample)
         )
     if salted:

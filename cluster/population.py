@@ -58,6 +58,7 @@ class _Plan:
     config: VmConfig
     image: GuestImage
     family: str
+    application: str | None
     program: Rows
     start_ms: int | None
     stop_ms: int | None
@@ -119,7 +120,9 @@ def populate(loaded: Loaded) -> Population:
     plans |= _from_trace(loaded, shared)
     families = {name: at for at, name in enumerate(sorted(shared.images), start=1)}
     # One numbering for both kinds of range, so that no two ranges have one id.
-    groups = sorted({name for image in shared.images.values() if (name := application_of(image))})
+    named = [image.application for image in shared.images.values()]
+    named += [plan.application for plan in plans.values()]
+    groups = sorted({group for name in named if (group := group_of(name))})
     applications = {name: at for at, name in enumerate(groups, start=len(families) + 1)}
     vms = []
     for vm, name in enumerate(sorted(plans, key=by_number)):
@@ -130,7 +133,7 @@ def populate(loaded: Loaded) -> Population:
             config=plan.config,
             image=plan.image,
             image_range=families[plan.family],
-            application_range=applications.get(application_of(plan.image) or "", 0),
+            application_range=applications.get(group_of(plan.application) or "", 0),
             program=plan.program,
             repeat=plan.repeat,
             vm_clock=plan.vm_clock,
@@ -145,9 +148,9 @@ def by_number(name: str) -> tuple[tuple[str, ...], tuple[int, ...], str]:
     return tuple(_NUMBER.split(name)), tuple(map(int, _NUMBER.findall(name))), name
 
 
-def application_of(image: GuestImage) -> str | None:
-    """The application group of an image; `none` in a file is none."""
-    return None if image.application in (None, "none", "") else image.application
+def group_of(application: str | None) -> str | None:
+    """The group that an application's name stands for; `none` in a file is none."""
+    return None if application in (None, "none", "") else application
 
 
 def _hosts(groups: tuple[HostGroup, ...]) -> tuple[HostSpec, ...]:
@@ -166,14 +169,16 @@ def _from_groups(loaded: Loaded, shared: _Shared) -> Iterator[tuple[str, _Plan]]
         fields = {key: getattr(group, key) for key in VmConfig.model_fields}
         config = VmConfig.model_construct(**fields)
         program = shared.program(group.workload, group.memory)
+        image, runs = shared.images[group.image], group.application
         for place, name in enumerate(member_names(group)):
             start_ms, stop_ms = _times(group, place)
             yield (
                 name,
                 _Plan(
                     config=config,
-                    image=shared.images[group.image],
+                    image=image,
                     family=group.image,
+                    application=image.application if runs is None else runs,
                     program=program,
                     start_ms=start_ms,
                     stop_ms=stop_ms,
@@ -218,6 +223,7 @@ def _from_trace(loaded: Loaded, shared: _Shared) -> Iterator[tuple[str, _Plan]]:
                 ),
                 image=shared.image_within(vms.images[place], size),
                 family=vms.images[place],
+                application=shared.images[vms.images[place]].application,
                 program=shared.program(workload, size) if follows else rows[place],
                 start_ms=int(vms.start_ms[place]),
                 stop_ms=None if stop_ms < 0 else stop_ms,

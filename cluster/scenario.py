@@ -80,6 +80,9 @@ class VmGroup(VmConfig):
     name: Name
     count: int = Field(1, ge=1, le=VMS_MAX)
     image: str
+    application: str | None = None
+    """What these VMs run: those that run the same have their pages of class `application` in
+    common, whatever their images. Default: the image's."""
     workload: str
     start: Milliseconds | Literal["never"] = 0
     """When the first of the group arrives; `never` leaves it to an event."""
