@@ -54,7 +54,8 @@ LAYERS = [
     # The paper's figures and real machines: claims, experiments, and the command that runs them.
     "cluster.reproduction.claims cluster.reproduction.lab",
     "cluster.reproduction.paper cluster.reproduction.experiment",
-    "cluster.reproduction.ballooning cluster.reproduction.identical_vms cluster.reproduction.page",
+    "cluster.reproduction.ballooning cluster.reproduction.identical_vms"
+    " cluster.reproduction.production cluster.reproduction.page",
     "cluster.reproduction.experiments",
     "cluster.reproduction.command",
     "cluster.cli",
