@@ -32,7 +32,7 @@ _NO_VALUE = {
     "vms": "all that run in the simulated time",
     "memory": "as it stands",
     "cpu_overcommit": "no limit",
-    "application": "none",
+    "application": "the image's own",
     "workload": "none: the VM does what its image's hashes say",
     "workloads": "none: the trace's own usage",
 }

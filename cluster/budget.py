@@ -114,12 +114,12 @@ def _permille(table: ContentTable, classes: Sequence[str]) -> int:
 def _contents(population: Population, vms: Sequence[VmSpec], sample: int) -> int:
     """Distinct contents that hosts must count: shared ranges per host, duplicates per VM."""
     salted = any(host.config.sharing.salting == "vm" for host in population.hosts)
-    common: dict[int, list[int]] = {}
+    common: dict[tuple[int, int], list[int]] = {}
     rates: dict[int, tuple[int, float]] = {}
     own = 0
     for spec in vms:
         if spec.replay is not None:
-            common.setdefault(spec.image_range, []).append(spec.replay.contents)
+            common.setdefault((spec.image_range, 0), []).append(spec.replay.contents)
             continue
         key = id(spec.image)
         if key not in rates:
@@ -127,7 +127,9 @@ def _contents(population: Population, vms: Sequence[VmSpec], sample: int) -> int
         shared_permille, duplicates = rates[key]
         count = slots(spec.config.memory, sample)
         own += int(count * duplicates) + 1
-        common.setdefault(spec.image_range, []).append(-(-count * shared_permille // 1000))
+        common.setdefault((spec.image_range, spec.application_range), []).append(
+            -(-count * shared_permille // 1000) + slots(spec.image.pool, sample)
+        )
     if salted:
         return own + sum(sum(counts) for counts in common.values())
     hosts = len(population.hosts)

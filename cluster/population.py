@@ -62,6 +62,7 @@ class _Plan:
     config: VmConfig
     image: GuestImage
     family: str
+    application: str | None
     program: Rows
     start_ms: int | None
     stop_ms: int | None
@@ -133,7 +134,9 @@ def populate(loaded: Loaded) -> Population:
     plans |= _from_trace(loaded, shared)
     families = {name: at for at, name in enumerate(sorted(shared.images), start=1)}
     # One numbering for both kinds of range, so that no two ranges have one id.
-    groups = sorted({name for image in shared.images.values() if (name := application_of(image))})
+    named = [image.application for image in shared.images.values()]
+    named += [plan.application for plan in plans.values()]
+    groups = sorted({group for name in named if (group := group_of(name))})
     applications = {name: at for at, name in enumerate(groups, start=len(families) + 1)}
     first = 1 + len(families) + len(applications)
     kinds = sorted({found.kind for found in loaded.hashes.values()})
@@ -149,7 +152,7 @@ def populate(loaded: Loaded) -> Population:
             image=plan.image,
             # Hashes of one kind are one range of contents, whatever file and image they came by.
             image_range=families[plan.family] if hashes is None else sources[hashes.kind],
-            application_range=applications.get(application_of(plan.image) or "", 0),
+            application_range=applications.get(group_of(plan.application) or "", 0),
             program=plan.program,
             repeat=plan.repeat,
             vm_clock=plan.vm_clock,
@@ -165,9 +168,9 @@ def by_number(name: str) -> tuple[tuple[str, ...], tuple[int, ...], str]:
     return tuple(_NUMBER.split(name)), tuple(map(int, _NUMBER.findall(name))), name
 
 
-def application_of(image: GuestImage) -> str | None:
-    """The application group of an image; `none` in a file is none."""
-    return None if image.application in (None, "none", "") else image.application
+def group_of(application: str | None) -> str | None:
+    """The group that an application's name stands for; `none` in a file is none."""
+    return None if application in (None, "none", "") else application
 
 
 def _hosts(groups: tuple[HostGroup, ...]) -> tuple[HostSpec, ...]:
@@ -186,14 +189,16 @@ def _from_groups(loaded: Loaded, shared: _Shared) -> Iterator[tuple[str, _Plan]]
         fields = {key: getattr(group, key) for key in VmConfig.model_fields}
         config = VmConfig.model_construct(**fields)
         program = shared.program(group.workload, group.memory)
+        image, runs = shared.images[group.image], group.application
         for place, name in enumerate(member_names(group)):
             start_ms, stop_ms = _times(group, place)
             yield (
                 name,
                 _Plan(
                     config=config,
-                    image=shared.images[group.image],
+                    image=image,
                     family=group.image,
+                    application=image.application if runs is None else runs,
                     program=program,
                     start_ms=start_ms,
                     stop_ms=stop_ms,
@@ -239,6 +244,7 @@ def _from_trace(loaded: Loaded, shared: _Shared) -> Iterator[tuple[str, _Plan]]:
                 ),
                 image=shared.image_within(vms.images[place], size),
                 family=vms.images[place],
+                application=shared.images[vms.images[place]].application,
                 program=shared.program(workload, size) if follows else rows[place],
                 start_ms=int(vms.start_ms[place]),
                 stop_ms=None if stop_ms < 0 else stop_ms,

@@ -134,6 +134,9 @@ class VmGroup(VmConfig):
     name: Name
     count: int = Field(1, ge=1, le=VMS_MAX)
     image: str
+    application: str | None = None
+    """What these VMs run: those that run the same have their pages of class `application` in
+    common, whatever their images. Default: the image's."""
     workload: str | None = None
     """Required, unless the image's content is hashes: what the file says is then all they do."""
     start: Milliseconds | Literal["never"] = 0

@@ -169,6 +169,18 @@ def sizes(parts: Parts) -> Iterator[Problem]:
             yield parts.problem("vms", at, why=why)
 
 
+def applications(parts: Parts) -> Iterator[Problem]:
+    """VMs of which it is said what they run have pages of it."""
+    images = {image.name: image for _, image in parts.items("images")}
+    for at, group in parts.items("vms"):
+        image = images.get(group.image)
+        if image is None or group.application in (None, "none"):
+            continue
+        if not any(mix.application for table in (image.content, image.growth) for _, mix in table):
+            why = f"is of no use: image {group.image} has no pages of class application"
+            yield parts.problem("vms", at, "application", why=why)
+
+
 def arrivals(parts: Parts) -> Iterator[Problem]:
     """A group's first VM arrives during the run."""
     if not parts.whole("duration"):

@@ -37,6 +37,7 @@ _CHECKS = (
     scenario_checks.names,
     scenario_checks.references,
     scenario_checks.sizes,
+    scenario_checks.applications,
     scenario_checks.arrivals,
     scenario_checks.demand,
     scenario_hashes.check,

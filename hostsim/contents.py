@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hostsim.state import APPLICATION, DUPLICATE, IMAGE, INDEX, STALE, UNIQUE, Array, HostState
+from hostsim.state import (
+    APPLICATION,
+    DUPLICATE,
+    IMAGE,
+    INDEX,
+    POOL,
+    STALE,
+    UNIQUE,
+    Array,
+    HostState,
+)
 
 ZERO_RANGE, IMAGE_RANGE, APPLICATION_RANGE, DUPLICATE_RANGE = range(4)
 
@@ -50,9 +60,13 @@ def keys_of(row: Any) -> tuple[Key, Key, Key, Key]:
 
 
 def lengths_of(class_lengths: Array) -> tuple[int, int, int, int]:
-    """Lengths of those ranges, from distinct contents per class, (5,) int64."""
-    image, application, duplicate = class_lengths[[IMAGE, APPLICATION, DUPLICATE]].tolist()
-    return 1, image, application, duplicate
+    """Lengths of those ranges, from distinct contents per class, (6,) int64.
+
+    An image's range begins with its pool: that is as long in every VM of the image.
+    """
+    classes = [POOL, IMAGE, APPLICATION, DUPLICATE]
+    pool, image, application, duplicate = class_lengths[classes].tolist()
+    return 1, pool + image, application, duplicate
 
 
 def acquire(ranges: Ranges, wanted: dict[Key, int]) -> Ranges:

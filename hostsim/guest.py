@@ -33,6 +33,7 @@ from hostsim.state import (
     IN_GROWTH,
     IN_KERNEL,
     INDEX,
+    POOL,
     STALE,
     SWAPPED,
     UNIQUE,
@@ -89,7 +90,8 @@ def plan_use(st: HostState, v: int, ppn: int) -> int:
 def plan_word(st: HostState, v: int, ppn: int) -> int:
     """Content word of a page at its first use, from a replay or the image's composition.
 
-    The j-th page of class IMAGE holds the j-th content of the image family in every VM.
+    The j-th page of class IMAGE holds the j-th content of the image family in every VM; the j-th of
+    class POOL one of the family's pool, which each VM draws for itself.
     """
     vm = st.vms[v]
     if is_replayed(st, v, ppn):
@@ -103,11 +105,14 @@ def plan_word(st: HostState, v: int, ppn: int) -> int:
     if kind == ZERO:
         return vm.zero
     if kind == IMAGE:
-        return vm.image_base + j
+        return vm.image_base + vm.pool + j
     if kind == APPLICATION:
         return vm.app_base + j
     if kind == DUPLICATE:
         return vm.dup_base + j * 1000 // vm.copies_permille
+    if kind == POOL:
+        key = rng.stream(st.host[0].seed, rng.POOL, vm.vm, 0)
+        return vm.image_base + rng.below(key, j, vm.pool)
     return fresh_word(st, v)
 
 

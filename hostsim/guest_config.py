@@ -25,6 +25,7 @@ class ContentMix(FrozenModel):
     application: Permille = 0
     duplicate: Permille = 0
     unique: Permille = 0
+    pool: Permille = 0
 
 
 class ContentTable(FrozenModel):
@@ -65,6 +66,10 @@ class GuestImage(FrozenModel):
     """Names the group of images that share the `application` class."""
     copies: float = Field(2.0, ge=1.0, le=1e6)
     """Mean copies of a duplicate content inside one VM."""
+    pool: Bytes = Field(0, le=256 * GIB)
+    """Distinct contents of the pool that pages of class `pool` draw from at random, each VM for
+    itself and with replacement: what VMs of the image hold in common, but not all at one time, as
+    code and data of phases and programs that not every one of them is in."""
     structures: Permille = 0
     """Kernel structures that the guest sizes by its memory at boot, as a part of it, over and above
     the footprint: a guest that lives in less, because of a balloon, still has those of its size
@@ -87,6 +92,17 @@ class GuestImage(FrozenModel):
             raise ValueError("growth holds no kernel pages: the kernel is in place after boot")
         if self.structures and not sum(self.content.kernel.model_dump().values()):
             raise ValueError("structures are kernel pages: content must say what those hold")
+        return self
+
+    @model_validator(mode="after")
+    def _pool_is_drawn_from(self) -> GuestImage:
+        drawn = sum(mix.pool for table in (self.content, self.growth) for _, mix in table)
+        if drawn and not self.pool:
+            raise ValueError("pages of class pool need a pool: state its size, as in pool: 10 MiB")
+        if self.pool and not drawn:
+            raise ValueError(
+                "pool is of no use: neither content nor growth has pages of that class"
+            )
         return self
 
 

@@ -100,6 +100,7 @@ def fill_vm(row: Any, spec: VmSpec, composition: Composition, host: Any) -> None
     row.guest_swap = slots(guest_swap if config.guest_swap is None else config.guest_swap, k)
     row.windows = image.os == "windows"
     row.copies_permille = composition.copies_permille
+    row.pool = max(slots(image.pool, k), 1) if image.pool else 0
     structures = row.size_slots * image.structures // 1000
     footprint = max(min(slots(image.footprint, k), row.size_slots), 1)
     row.footprint = min(footprint + structures, row.size_slots)
@@ -129,9 +130,9 @@ def fill_replay(row: Any, replay: Replay, sample: int) -> None:
 
 
 def content_lengths(row: Any, spec: VmSpec, composition: Composition) -> Array:
-    """(5,) int64: distinct contents that a VM can hold of each class; its row is filled."""
+    """(6,) int64: distinct contents that a VM can hold of each class; its row is filled."""
     if spec.replay is None:
-        sizes = int(row.kernel), int(row.footprint), int(row.size_slots)
+        sizes = int(row.kernel), int(row.footprint), int(row.size_slots), int(row.pool)
         return range_lengths(composition, *sizes)
     lengths = np.zeros(N_CLASSES, np.int64)
     lengths[IMAGE] = spec.replay.contents

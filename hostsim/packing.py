@@ -210,8 +210,8 @@ CONFIGURED = (
 """Fields of a host's row that follow from its configuration."""
 SPECIFIED = (
     *("size_slots", "reservation", "limit", "shares", "vcpus", "sharing", "driver", "balloon_max"),
-    *("guest_swap", "windows", "copies_permille", "footprint", "kernel", "boot_ms"),
-    *("disk_latency_ns", "disk_iops", "vm_clock", "repeat", "offset_ms"),
+    *("guest_swap", "windows", "copies_permille", "pool", "footprint", "kernel"),
+    *("boot_ms", "disk_latency_ns", "disk_iops", "vm_clock", "repeat", "offset_ms"),
     *("replay_len", "touchable"),
 )
 """Fields of a VM's row that follow from its spec and its host's configuration."""

@@ -41,6 +41,7 @@ from hostsim.spec import VmSpec
 from hostsim.state import (
     ARRAYS,
     INDEX,
+    N_CLASSES,
     PPN_BITS,
     SHARED,
     STALE,
@@ -232,7 +233,7 @@ def _state(packed: Mapping[str, Any], host: Host) -> HostState:
     shapes: dict[str, tuple[int | None, ...]] = {
         name: (None,) * ndim for name, (_, ndim) in ARRAYS.items()
     }
-    per_row = {"vms": (), "order": (), "lost": (8,), "debts": (8,), "class_base": (3, 5)}
+    per_row = {"vms": (), "order": (), "lost": (8,), "debts": (8,), "class_base": (3, N_CLASSES)}
     shapes |= {name: (n_rows, *rest) for name, rest in per_row.items()}
     shapes |= {"sampled": (n_rows, host.config.sampling.pages), "host": (1,), "level_ms": (4,)}
     shapes |= dict.fromkeys(("refs", "hints", "shared_kind"), (n_contents,))

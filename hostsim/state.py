@@ -52,9 +52,9 @@ N_CAUSES = 8
 PATTERN = 1000
 """Slots after which the composition of a guest image repeats, at most: entries are permille."""
 IN_KERNEL, IN_FOOTPRINT, IN_GROWTH = map(i64, range(3))
-ZERO, IMAGE, APPLICATION, DUPLICATE, FRESH = map(i64, range(5))
+ZERO, IMAGE, APPLICATION, DUPLICATE, FRESH, POOL = map(i64, range(6))
 """Content classes of a page at its first use."""
-N_CLASSES = 5
+N_CLASSES = 6
 
 
 def _fields(kind: type, names: str) -> list[tuple[str, type]]:
@@ -103,7 +103,7 @@ VM = np.dtype(
     + _fields(np.int64, "target balloon_target balloon_max blocked touched_before gave")
     # Content: families that it draws from, and where their ranges lie on this host.
     + _fields(np.int64, "image_family app_family zero image_base app_base dup_base")
-    + _fields(np.int64, "pattern copies_permille windows")
+    + _fields(np.int64, "pattern copies_permille pool windows")
     # Guest: unmovable slots first, then the boot footprint; brk = first slot never used.
     + _fields(np.int64, "kernel footprint brk window span active guest_free cache anon")
     + _fields(np.int64, "guest_swapped guest_swap booted boot_ms scrub_cursor lost_driver")
@@ -149,9 +149,9 @@ class HostState:
     sampled     (n_rows, n_samples) int64  PPNs of the running sampling period
     kinds       (n_images, 3, PATTERN) int64  guest use * 8 + content class of a pattern's slots
     ranks       (n_images, 3, PATTERN) int64  how many slots of the same class come before each
-    class_counts (n_images, 3, 5) int64   slots of each class in one pattern
+    class_counts (n_images, 3, 6) int64   slots of each class in one pattern
     periods     (n_images, 3) int64       slots after which each section's pattern repeats
-    class_base  (n_rows, 3, 5) int64  slots of each class in a VM's sections before this one
+    class_base  (n_rows, 3, 6) int64  slots of each class in a VM's sections before this one
     programs    (n_program_rows,) ROW  workloads, in slots
     replay      (n_events,) EVENT  what VMs that stand for real guests replay
     scratch     (5, n_rows) int64  working space of one call, as kernels allocate nothing

@@ -180,8 +180,9 @@ class Identity:
         return found
 
 
-def content_of(host: Host, keys: tuple[Key, ...], word: int) -> Content | None:
-    """What a content word stands for in a VM that draws from `keys`; None = unique."""
+def content_of(host: Host, keys: tuple[Key, ...], pool: int, word: int) -> Content | None:
+    """What a content word stands for in a VM that draws from `keys`, with so many contents in the
+    pool of its image; None = unique."""
     if word & UNIQUE:
         return None
     for key in keys:
@@ -192,6 +193,8 @@ def content_of(host: Host, keys: tuple[Key, ...], word: int) -> Content | None:
                 return ZERO_PAGE
             family = key.family if key.family >= 0 else f"of image {-1 - key.family}"
             name = ("", "image", "application", "duplicate")[key.kind]
+            if name == "image":
+                name, j = ("pool", j) if j < pool else ("image", j - pool)
             return f"{name} {family} {j}".encode()
     raise AssertionError(f"content {word & INDEX} lies in none of {keys}")
 
@@ -257,7 +260,7 @@ def _pages_differences(
         holds = guest_reads(esx, vm, ppn)
         if holds is None:
             continue
-        fast = content_of(host, keys, words[ppn])
+        fast = content_of(host, keys, int(row.pool), words[ppn])
         is_unique = holds.startswith(b"written")
         if fast != (None if is_unique else holds):
             yield f"VM {vm.spec.vm} page {ppn} content", fast, holds

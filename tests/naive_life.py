@@ -9,13 +9,14 @@ from naive_machine import ZERO_PAGE, Content, Machine
 from naive_policy import slots
 from naive_state import Esx, Event, Guest, Row, Use, Vm
 
+from hostsim import rng
 from hostsim.composition import compose
 from hostsim.config import HostConfig
 from hostsim.program import KEEP, LOCALITIES
 from hostsim.replay import READ, Replay
 from hostsim.spec import VmSpec
 
-CLASSES = ("zero", "image", "application", "duplicate", "unique")
+CLASSES = ("zero", "image", "application", "duplicate", "unique", "pool")
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not an error
@@ -46,11 +47,14 @@ def why_not_admitted(esx: Esx, spec: VmSpec, reservation: int) -> str | None:
 
 
 def planned_pages(
-    spec: VmSpec, size: int, kernel: int, footprint: int
+    esx: Esx, spec: VmSpec, size: int, kernel: int, footprint: int
 ) -> list[tuple[Use, Content | None]]:
     """Use and content of each page at its first use. The j-th page of a class holds the j-th
-    content of its family; None = written by the guest itself."""
+    content of its family, or what the VM draws from the family's pool; None = written by the guest
+    itself."""
     composition = compose(spec.image)
+    draws = esx.draws(rng.POOL, spec.vm, 0)
+    pool = max(slots(spec.image.pool, esx.sample), 1)
     application = spec.application_range or f"of image {spec.image_range}"
     seen = dict.fromkeys(CLASSES, 0)
     plan: list[tuple[Use, Content | None]] = []
@@ -68,6 +72,7 @@ def planned_pages(
             "application": f"application {application} {j}".encode(),
             "duplicate": f"duplicate {spec.vm} {j * 1000 // composition.copies_permille}".encode(),
             "unique": None,
+            "pool": f"pool {spec.image_range} {draws.below(j, pool)}".encode(),
         }[name]
         plan.append((Use(use), content))
     return plan
@@ -146,7 +151,9 @@ def new_vm(esx: Esx, spec: VmSpec) -> Vm:
         has_driver=has_driver,
         balloon_max=size * esx.config.balloon.maximum // 1000 if has_driver else 0,
         guest_swap=slots(guest_swap, k),
-        plan=booted_pages(spec, replay) if replay else planned_pages(spec, size, kernel, footprint),
+        plan=booted_pages(spec, replay)
+        if replay
+        else planned_pages(esx, spec, size, kernel, footprint),
         program=program_rows(spec, k),
         replay=later_events(spec),
         touchable=touchable,

@@ -211,6 +211,10 @@ class Row:
     transmit_milli_per_s: int
     transmit_set: int
 
+    @property
+    def is_ranked(self) -> bool:
+        return self.locality in ("zipf", "linear")
+
 
 @dataclass
 class Copied:
@@ -219,10 +223,6 @@ class Copied:
     vm: int
     ppn: int
     copies: int = 0
-
-    @property
-    def is_ranked(self) -> bool:
-        return self.locality in ("zipf", "linear")
 
 
 @dataclass

@@ -66,6 +66,9 @@ def test_contents_are_counted_per_host_or_per_vm_with_salting(tmp_path: Path) ->
     own = [IMAGE | {"copies": 4, "growth": {"cache": {"duplicate": "100 %"}}}]
     found = estimate(population(tmp_path, images=own), 1, 0) - base
     assert found == 3 * per_vm // 4
+    pool = [IMAGE | {"pool": "8 MiB", "growth": {"cache": {"pool": "100 %"}}}]
+    found = estimate(population(tmp_path, images=pool), 1, 0) - base
+    assert found == 2 * (8 * MIB // PAGE_SIZE) * CONTENT_BYTES
 
 
 def test_only_the_busiest_moment_counts(tmp_path: Path) -> None:

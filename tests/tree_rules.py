@@ -56,7 +56,8 @@ LAYERS = [
     # The paper's figures and real machines: claims, experiments, and the command that runs them.
     "cluster.reproduction.claims cluster.reproduction.lab",
     "cluster.reproduction.paper cluster.reproduction.experiment",
-    "cluster.reproduction.ballooning cluster.reproduction.active_memory"
+    "cluster.reproduction.ballooning cluster.reproduction.identical_vms"
+    " cluster.reproduction.production cluster.reproduction.active_memory"
     " cluster.reproduction.idle_tax cluster.reproduction.reallocation cluster.reproduction.page",
     "cluster.reproduction.experiments",
     "cluster.reproduction.command",

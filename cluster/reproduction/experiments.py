@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from cluster.reproduction import active_memory, ballooning, idle_tax, reallocation
+from cluster.reproduction import (
+    active_memory,
+    ballooning,
+    identical_vms,
+    idle_tax,
+    production,
+    reallocation,
+)
 from cluster.reproduction.experiment import Experiment
 
 EXPERIMENTS: tuple[Experiment, ...] = (
     ballooning.EXPERIMENT,
+    identical_vms.EXPERIMENT,
+    production.EXPERIMENT,
     active_memory.EXPERIMENT,
     idle_tax.EXPERIMENT,
     reallocation.EXPERIMENT,
