@@ -37,7 +37,7 @@ _NO_VALUE = {
     "workloads": "none: the trace's own usage",
 }
 """What leaving a key out means where its default is null."""
-_NO_ASSUMPTION = {"question", "images", "vms", "events", "trace", "path", "data"}
+_NO_ASSUMPTION = {"question", "images", "vms", "events", "trace", "path", "data", "pool"}
 """Keys of which nothing is simulated when they are left out (`vms` and `images` of a scenario)."""
 
 
@@ -77,7 +77,7 @@ def _unstated(model: BaseModel, given: dict[str, Any], prefix: str) -> Assumptio
 
 
 def _default(name: str, field: Any, value: Any, path: str, *, is_root: bool) -> Assumptions:
-    if name in _NO_ASSUMPTION and (is_root or name in ("path", "data")):
+    if name in _NO_ASSUMPTION and (is_root or name in ("path", "data", "pool")):
         return {}
     if is_root and name == "workloads":
         return {}
