@@ -120,9 +120,9 @@ class Phase(FrozenModel):
     touch_interval: Milliseconds = Field(5_000, ge=10)
     """Mean time between two touches of one active page, or page of `data`."""
     data: Bytes = 0
-    """File data that the guest works on through its page cache; touches are spread over so much by
-    rank. The hottest part, as large as the active set is, lies in memory; a touch of the rest is
-    read from the guest's disk over the coldest page cached. 0: the active set is all there is."""
+    """File data that the guest works on through its page cache; touches are spread over so much.
+    The hottest part, as large as the active set is, lies in memory; a touch of the rest is read
+    from the guest's disk over a cold page. 0: the active set is all there is."""
     writes: Permille = 300
     """Touches of anonymous pages that write."""
     locality: Literal["uniform", "sweep", "zipf", "linear"] = "uniform"
@@ -146,9 +146,9 @@ class Phase(FrozenModel):
         return self
 
     @model_validator(mode="after")
-    def _data_by_rank(self) -> Phase:
-        if self.data and self.locality not in ("zipf", "linear"):
-            raise ValueError("data is touched by rank: locality must be zipf or linear")
+    def _no_sweep_of_data(self) -> Phase:
+        if self.data and self.locality == "sweep":
+            raise ValueError("data is touched at random: locality must be uniform, zipf or linear")
         return self
 
 

@@ -173,8 +173,13 @@ def touch_in_order(
         else:
             # A second word: the rank's two halves must not reuse the bits of the write draw.
             by_rank = rng.mix(word + _WEYL)
-            is_linear = locality == LINEAR
-            rank = linear_rank(by_rank, reach) if is_linear else zipf_rank(by_rank, reach)
+            rank = i64(0)
+            if locality == LINEAR:
+                rank = linear_rank(by_rank, reach)
+            elif locality == UNIFORM:
+                rank = place_of(by_rank, reach)
+            else:
+                rank = zipf_rank(by_rank, reach)
             offset = active - 1 - rank
         left -= touch_ns
         if offset < 0:
@@ -205,7 +210,7 @@ def touch_window(
     `touch_ns` apart. Returns how many were done."""
     vm = st.vms[v]
     listen(st, v)
-    if locality == UNIFORM:
+    if locality == UNIFORM and reach == vm.active:
         done = touch_uniform(st, v, n, touch_ns, writes)
     else:
         done = touch_in_order(st, v, n, touch_ns, writes, locality, reach)

@@ -210,7 +210,7 @@ def touch_active_set(esx: Esx, vm: Vm, row: Row, dt_ns: int) -> None:
 
 def touch_pages(esx: Esx, vm: Vm, row: Row, n: int, touch_ns: int) -> int:
     """Touch `n` pages of the active set, `touch_ns` apart, while time lasts. How many were."""
-    if row.locality == "uniform":
+    if row.locality == "uniform" and row.data <= vm.guest.active:
         return naive_touch.touch_uniformly(esx, vm, row.writes_permille, n, touch_ns)
     draws = esx.draws(rng.TOUCH, vm.spec.vm, esx.tick)
     for done in range(n):
@@ -231,7 +231,12 @@ def choose_offset(vm: Vm, row: Row, draws: Draws, i: int) -> int:
     if row.locality == "sweep":
         return (vm.guest.sweep + i) % active
     word, n = Draws(draws.word(i)).word(1), max(row.data, active)
-    return active - 1 - (zipf_rank(word, n) if row.locality == "zipf" else linear_rank(word, n))
+    by = {"zipf": zipf_rank, "linear": linear_rank, "uniform": uniform_rank}
+    return active - 1 - by[row.locality](word, n)
+
+
+def uniform_rank(word: int, n: int) -> int:
+    return word // HALF * n // HALF
 
 
 def linear_rank(word: int, n: int) -> int:

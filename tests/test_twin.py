@@ -100,6 +100,7 @@ def test_file_data_beyond_memory(balloon: str) -> None:
     does = scenes.phases(
         k,
         {"locality": "zipf", "memory": 180, **ranked},
+        {"locality": "uniform", "memory": 120, **ranked},
         {"locality": "linear", "memory": 60, **ranked},
     )
     for vm, os in enumerate(("linux", "windows", "linux")):

@@ -132,7 +132,7 @@ def programs(draw: st.DrawFn, k: int) -> Workload | Rows:
     actives = st.sampled_from([0, 5, 40, 200])
     stretches = draw(st.lists(st.tuples(memories, actives), min_size=1, max_size=3))
     locality = draw(st.sampled_from(["uniform", "sweep", "zipf", "linear"]))
-    data = draw(st.sampled_from([0, 130])) if locality in ("zipf", "linear") else 0
+    data = draw(st.sampled_from([0, 130])) if locality != "sweep" else 0
     options: dict[str, Any] = {
         "locality": locality,
         "data": data,

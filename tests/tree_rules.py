@@ -58,7 +58,8 @@ LAYERS = [
     "cluster.reproduction.paper cluster.reproduction.experiment",
     "cluster.reproduction.ballooning cluster.reproduction.identical_vms"
     " cluster.reproduction.production cluster.reproduction.active_memory"
-    " cluster.reproduction.idle_tax cluster.reproduction.reallocation cluster.reproduction.page",
+    " cluster.reproduction.idle_tax cluster.reproduction.reallocation cluster.reproduction.page"
+    " cluster.reproduction.remapping cluster.reproduction.real_machines",
     "cluster.reproduction.experiments",
     "cluster.reproduction.command",
     "cluster.cli",

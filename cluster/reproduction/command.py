@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from cluster.reproduction.claims import Observation, judge
 from cluster.reproduction.experiment import Experiment
@@ -147,8 +148,9 @@ def _show(rows: Sequence[dict[str, Any]], skipped: dict[str, str]) -> None:
         table.add_column(name, overflow="fold")
     for row in rows:
         words = [str(row[name]) for name in ("id", "claim", "source", "expected")]
-        holds = "yes" if row["holds"] else "[bold red]NO[/]"
-        table.add_row(*words, simulated(row), row["tolerance"], holds)
+        words += [simulated(row), row["tolerance"]]
+        holds = Text("yes") if row["holds"] else Text("NO", "bold red")
+        table.add_row(*map(Text, words), holds)  # as text: brackets in it are no markup
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)

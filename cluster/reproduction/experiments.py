@@ -8,7 +8,9 @@ from cluster.reproduction import (
     identical_vms,
     idle_tax,
     production,
+    real_machines,
     reallocation,
+    remapping,
 )
 from cluster.reproduction.experiment import Experiment
 
@@ -19,4 +21,6 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     active_memory.EXPERIMENT,
     idle_tax.EXPERIMENT,
     reallocation.EXPERIMENT,
+    remapping.EXPERIMENT,
+    *real_machines.EXPERIMENTS,
 )
