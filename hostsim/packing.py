@@ -184,7 +184,8 @@ CONFIGURED = (
     *("up_high", "up_soft", "up_hard", "scan_rate_total", "scan_rate_vm", "scan_time_ms"),
     *("sharing", "balloon_poll_ms", "inflate_rate", "deflate_rate", "balloon_max_permille"),
     *("balance_ms", "claim_touched", "deadband_sigmas", "sample_pages", "sample_ms", "tax_k"),
-    *("swap_latency_ns", "swap_iops", "cpus", "cow_ns", "scan_ns"),
+    *("swap_latency_ns", "swap_iops", "share_first", "map_clean", "skip_overwritten"),
+    *("cpus", "cow_ns", "scan_ns"),
 )
 """Fields of a host's row that follow from its configuration."""
 SPECIFIED = (
@@ -209,7 +210,7 @@ def out_of_range(row: Any, sampled: Array, spec: VmSpec) -> list[str]:
         "sampled": bool(((sampled >= 0) & (sampled < n)).all()),
         "guest": 0 <= row["brk"] <= n and 0 <= row["scrub_cursor"] <= n,
         "window": 0 < row["span"] <= n - row["kernel"]
-        and 0 <= row["window"] < n  # beyond the span right after boot: `work` wraps it
+        and 0 <= row["window"] <= n  # beyond the span right after boot: `work` wraps it
         and 0 <= row["active"] <= row["span"],
         "cursors": 0 <= row["free_cursor"] < n and 0 <= row["given"] < n and row["sweep"] >= 0,
         "carry": 0 <= row["touch_carry"] <= spec.program["touch_interval_ms"].max(),

@@ -6,8 +6,9 @@ The page of VM row v with number ppn lies at slot vms[v].base_slot + ppn of `pag
 
 State byte (`page`): bits 0-2 state, 3 hint, 4 kind (where the frame lies; 0 = ordinary memory),
 5 accessed, 6-7 guest use. Accessed is cleared by the sampler and set by every touch; on a BALLOONED
-page it records that the host had backed the page when the guest pinned it. A page whose use is not
-FREE while its state is BALLOONED or UNTOUCHED has its data on the guest's own disk.
+page it records that the host had backed the page when the guest pinned it, on a SWAPPED page that
+the host dropped it: its data is on the guest's own disk. So is that of a page whose use is not FREE
+while its state is BALLOONED or UNTOUCHED.
 
 Content word (`content`): bit 31 unique (a fresh guest write: can never match another page), bit 30
 stale (the page owns a hint and was rewritten since), bits 0-29 the host-local content index, or for
@@ -71,15 +72,15 @@ HOST = np.dtype(
     + _fields(np.int64, "balloon_poll_ms inflate_rate deflate_rate balloon_max_permille")
     + _fields(np.int64, "balance_ms claim_touched deadband_sigmas sample_pages sample_ms")
     + _fields(np.float64, "tax_k")
-    + _fields(np.int64, "swap_latency_ns swap_iops cpus")
+    + _fields(np.int64, "swap_latency_ns swap_iops share_first map_clean skip_overwritten cpus")
     + _fields(np.int64, "cow_ns scan_ns")
     # Carried remainders and budgets of the current step.
     + _fields(np.int64, "scan_carry swap_io_carry swap_io_left scanned_last_step level_free")
     # Counters since the last measurement, in slots; CPU demand in permille of a core x ms.
     + _fields(np.int64, "zero_fills scanned shares_made stale_hints cow_breaks cow_reuses")
     + _fields(np.int64, "inflated deflated pops swap_outs swap_ins double_pagings stale_reads")
-    + _fields(np.int64, "shared_before_swap guest_page_ins guest_page_outs guest_refusals")
-    + _fields(np.int64, "stalled_touches minor_faults cpu_demand_ms"),
+    + _fields(np.int64, "shared_before_swap swap_drops swap_skips guest_page_ins guest_page_outs")
+    + _fields(np.int64, "guest_refusals stalled_touches minor_faults cpu_demand_ms"),
     align=True,
 )
 """Scalars of a host. Rates are pages a second x 1000, whatever a slot stands for."""

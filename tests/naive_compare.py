@@ -43,6 +43,8 @@ EVENTS = [
     "stale_reads",
     "minor_faults",
     "shared_before_swap",
+    "swap_drops",
+    "swap_skips",
     "guest_page_ins",
     "guest_page_outs",
     "guest_refusals",
@@ -255,6 +257,8 @@ def _page_differences(
     else:
         is_backed = state == "ballooned" and byte & ACCESSED != 0
         yield from _unequal(f"{where} backed", is_backed, ppn in vm.backed)
+        is_dropped = state == "swapped" and byte & ACCESSED != 0
+        yield from _unequal(f"{where} dropped", is_dropped, ppn in vm.dropped)
     yield from _hint_differences(esx, vm, ppn, byte, word)
     if entry is not None and entry.cow:
         refs = int(host.state.refs[word & INDEX])
