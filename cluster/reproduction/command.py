@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -146,7 +147,7 @@ def _show(rows: Sequence[dict[str, Any]], skipped: dict[str, str]) -> None:
     for name in ("id", "claim", "source", "expected", "simulated", "tolerance", "holds"):
         table.add_column(name, overflow="fold")
     for row in rows:
-        words = [str(row[name]) for name in ("id", "claim", "source", "expected")]
+        words = [escape(str(row[name])) for name in ("id", "claim", "source", "expected")]
         holds = "yes" if row["holds"] else "[bold red]NO[/]"
         table.add_row(*words, simulated(row), row["tolerance"], holds)
     console = Console()
@@ -154,6 +155,6 @@ def _show(rows: Sequence[dict[str, Any]], skipped: dict[str, str]) -> None:
         console = Console(width=160)
     console.print(table)
     for title, why in skipped.items():
-        console.print(f"skipped: {title}: {why}")
+        console.print(f"skipped: {title}: {escape(why)}")
     held = sum(row["holds"] for row in rows)
     console.print(f"{held} of {len(rows)} claims hold")
