@@ -178,7 +178,7 @@ def _from_groups(loaded: Loaded, shared: _Shared) -> Iterator[tuple[str, _Plan]]
                     start_ms=start_ms,
                     stop_ms=stop_ms,
                     repeat=shared.workloads[group.workload].repeat,
-                    vm_clock=True,
+                    vm_clock=shared.workloads[group.workload].clock == "vm",
                     offset_ms=shared.offset_ms(group.workload, name),
                 ),
             )
@@ -222,7 +222,7 @@ def _from_trace(loaded: Loaded, shared: _Shared) -> Iterator[tuple[str, _Plan]]:
                 start_ms=int(vms.start_ms[place]),
                 stop_ms=None if stop_ms < 0 else stop_ms,
                 repeat=shared.workloads[workload].repeat if follows else False,
-                vm_clock=follows,
+                vm_clock=follows and shared.workloads[workload].clock == "vm",
                 offset_ms=shared.offset_ms(workload, name) if follows else 0,
             ),
         )

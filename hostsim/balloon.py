@@ -10,17 +10,19 @@ from __future__ import annotations
 import numpy as np
 
 from hostsim import guest, replacement, rng
-from hostsim.jit import kernel, small
+from hostsim.jit import i64, kernel, small
 from hostsim.ranks import PINNED, place_of
 from hostsim.state import (
     BALLOONED,
     DRIVER_PRESENT,
+    FREE,
     GUEST_PAGING,
     HostState,
     count_vms,
     due,
     slot_unit,
     state_of,
+    use_of,
 )
 
 LOOKS = 64
@@ -37,13 +39,24 @@ def can_balloon(st: HostState, v: int) -> bool:
 
 @kernel
 def _find_ballooned(st: HostState, v: int, key: np.uint64, draw: int) -> int:
-    """A random ballooned page. The caller saw that there is one."""
+    """A random ballooned page. The caller saw that there is one.
+
+    To a real guest the pages of its balloon are all alike. Here some stand for data on the guest's
+    disk as well, so that a page that stands for none goes first, of those looked at.
+    """
     vm = st.vms[v]
     first_draw = draw * (LOOKS + 1)
+    found = i64(-1)
     for look in range(LOOKS):
         ppn = rng.below(key, first_draw + look, vm.size_slots)
-        if state_of(st, vm.base_slot + ppn) == BALLOONED:
-            return ppn
+        slot = vm.base_slot + ppn
+        if state_of(st, slot) == BALLOONED:
+            if use_of(st, slot) == FREE:
+                return ppn
+            if found < 0:
+                found = ppn
+    if found >= 0:
+        return found
     rank = rng.below(key, first_draw + LOOKS, vm.ballooned)
     return place_of(st.page[vm.base_slot : vm.base_slot + vm.size_slots], PINNED, rank)
 

@@ -81,7 +81,7 @@ class Phase(FrozenModel):
     """A stretch of a workload. Memory may be given as a part of the VM's size."""
 
     duration: Milliseconds = Field(gt=0)
-    """In the VM's own time: a slowed guest takes longer."""
+    """By the workload's clock."""
     memory: Amount | None = None
     """Memory in use; the guest grows or frees towards it. None: as it stands."""
     growth: BytesPerSecond = 16 * MIB
@@ -117,6 +117,9 @@ class Workload(FrozenModel):
     phases: tuple[Phase, ...] = Field(min_length=1, max_length=10_000)
     repeat: bool = True
     """Start again after the last phase; otherwise the last one goes on."""
+    clock: Literal["vm", "wall"] = "vm"
+    """`vm`: from the end of boot, in the VM's own time: a slowed guest does its work later. `wall`:
+    from power-on, as load comes from outside: a slowed guest falls behind."""
     stagger: Milliseconds = 0
     """Each VM enters the cycle up to this much later than its start, drawn from its own stream."""
 

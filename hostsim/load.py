@@ -48,7 +48,7 @@ def fill_host(
     fill_tax(row, config.allocation)
     row.sample_pages, row.sample_ms = config.sampling.pages, config.sampling.period
     row.swap_latency_ns = config.swap.latency
-    row.swap_iops = config.swap.iops * MILLI
+    row.swap_iops, row.swap_cluster = config.swap.iops * MILLI, config.swap.write_cluster
     paging = config.paging
     row.share_first, row.map_clean = paging.share_first, paging.map_clean
     row.skip_overwritten = paging.skip_overwritten

@@ -184,8 +184,8 @@ CONFIGURED = (
     *("up_high", "up_soft", "up_hard", "scan_rate_total", "scan_rate_vm", "scan_time_ms"),
     *("sharing", "balloon_poll_ms", "inflate_rate", "deflate_rate", "balloon_max_permille"),
     *("balance_ms", "claim_touched", "deadband_sigmas", "sample_pages", "sample_ms", "tax_k"),
-    *("swap_latency_ns", "swap_iops", "share_first", "map_clean", "skip_overwritten"),
-    *("cpus", "cow_ns", "scan_ns"),
+    *("swap_latency_ns", "swap_iops", "swap_cluster", "cpus", "cow_ns", "scan_ns"),
+    *("share_first", "map_clean", "skip_overwritten"),
 )
 """Fields of a host's row that follow from its configuration."""
 SPECIFIED = (

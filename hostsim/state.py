@@ -64,7 +64,7 @@ HOST = np.dtype(
     # Identity and time.
     _fields(np.int64, "host seed sample now_ms dt_ms tick")
     # Frames: machine = memory - reserve; free = machine - overhead - private - distinct.
-    + _fields(np.int64, "machine overhead free distinct hint_frames level rebalance")
+    + _fields(np.int64, "machine overhead free distinct hint_frames level level_free rebalance")
     # Thresholds in slots: enter a level below down_*, leave it upwards above up_*; goal: enough.
     + _fields(np.int64, "goal down_soft down_hard down_low up_high up_soft up_hard")
     # Options, flattened from config once.
@@ -72,10 +72,10 @@ HOST = np.dtype(
     + _fields(np.int64, "balloon_poll_ms inflate_rate deflate_rate balloon_max_permille")
     + _fields(np.int64, "balance_ms claim_touched deadband_sigmas sample_pages sample_ms")
     + _fields(np.float64, "tax_k")
-    + _fields(np.int64, "swap_latency_ns swap_iops share_first map_clean skip_overwritten cpus")
-    + _fields(np.int64, "cow_ns scan_ns")
+    + _fields(np.int64, "swap_latency_ns swap_iops swap_cluster cpus cow_ns scan_ns")
+    + _fields(np.int64, "share_first map_clean skip_overwritten")
     # Carried remainders and budgets of the current step.
-    + _fields(np.int64, "scan_carry swap_io_carry swap_io_left scanned_last_step level_free")
+    + _fields(np.int64, "scan_carry swap_io_carry swap_io_left swap_cluster_left scanned_last_step")
     # Counters since the last measurement, in slots; CPU demand in permille of a core x ms.
     + _fields(np.int64, "zero_fills scanned shares_made stale_hints cow_breaks cow_reuses")
     + _fields(np.int64, "inflated deflated pops swap_outs swap_ins double_pagings stale_reads")

@@ -59,6 +59,22 @@ def find_victim(st: HostState, v: int, key: np.uint64, draw: int) -> int:
     return ppn
 
 
+@small
+def can_write(st: HostState) -> bool:
+    """Whether the swap device takes one more page in this step."""
+    return st.host[0].swap_cluster_left > 0 or st.host[0].swap_io_left > 0
+
+
+@small
+def write_one(st: HostState) -> None:
+    """A page joins the cluster being written; a new cluster is one operation."""
+    host = st.host[0]
+    if host.swap_cluster_left == 0:
+        host.swap_io_left -= 1
+        host.swap_cluster_left = host.swap_cluster
+    host.swap_cluster_left -= 1
+
+
 @kernel
 def page_out(st: HostState, v: int, ppn: int) -> None:
     """Share the victim if an equal frame is indexed, drop it if the guest's disk has it, otherwise
@@ -77,7 +93,7 @@ def page_out(st: HostState, v: int, ppn: int) -> None:
         host.swap_drops += 1
         return
     host.swap_outs += 1
-    host.swap_io_left -= 1
+    write_one(st)
 
 
 @kernel
@@ -90,7 +106,7 @@ def page_out_vm(st: HostState, v: int, n: int, free_goal: int) -> int:
     vm = st.vms[v]
     key = rng.stream(host.seed, rng.SWAP, vm.vm, host.tick)
     done = 0
-    while done < n and host.free < free_goal and host.swap_io_left > 0:
+    while done < n and host.free < free_goal and can_write(st):
         if vm.swapped >= vm.size_slots - vm.reservation:
             break
         ppn = find_victim(st, v, key, done)

@@ -200,7 +200,7 @@ def page_out(st: HostState) -> None:
             excess[i] = max(alloc_of(st, v) - entitled(st, v), 0)
             if host.level >= HARD:
                 excess[i] = max(excess[i] - st.vms[v].gave, 0)
-    while host.free < host.goal and host.swap_io_left > 0:
+    while host.free < host.goal and swap.can_write(st):
         i = i64(np.argmax(excess))
         if excess[i] == 0:
             break

@@ -84,6 +84,7 @@ def host_numbers(esx: Esx) -> dict[str, int]:
         "scanned_last_step": esx.scanned_last_step,
         "scan_carry": int(esx.scan.owed * MILLIONTHS * esx.sample),
         "swap_io_left": esx.swap_io_left,
+        "swap_cluster_left": esx.cluster_room,
     }
 
 

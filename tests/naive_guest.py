@@ -307,10 +307,10 @@ def inflate(esx: Esx, vm: Vm, n: int) -> int:
 
 
 def find_pinned(vm: Vm, draws: Draws, first_draw: int) -> int:
-    for look in range(BALLOON_LOOKS):
-        ppn = draws.below(first_draw + look, vm.size)
-        if is_pinned(vm, ppn):
-            return ppn
+    looked = [draws.below(first_draw + look, vm.size) for look in range(BALLOON_LOOKS)]
+    held = [ppn for ppn in looked if is_pinned(vm, ppn)]
+    if held:  # pages that stand for data on the guest's disk go last
+        return next((ppn for ppn in held if vm.guest.use[ppn] is Use.FREE), held[0])
     pinned = vm.pages("ballooned")
     return pinned[draws.below(first_draw + BALLOON_LOOKS, len(pinned))]
 

@@ -158,7 +158,7 @@ def page_out(esx: Esx) -> None:
         elif not can_balloon:
             excess[vm.spec.vm] = above
     for vm_id in sorted(excess, key=lambda vm_id: (-excess[vm_id], vm_id)):
-        if esx.free < goal and esx.swap_io_left > 0:
+        if esx.free < goal and esx.can_write():
             draws = esx.draws(rng.SWAP, vm_id, esx.tick)
             pages.page_out_vm(esx, esx.vms[vm_id], excess[vm_id], goal, draws)
 

@@ -252,13 +252,16 @@ def page_out(esx: Esx, vm: Vm, ppn: int) -> None:
         esx.events["swap_drops"] += 1
         return
     esx.events["swap_outs"] += 1
-    esx.swap_io_left -= 1
+    if esx.cluster_room == 0:  # the cluster that was being written is full: a new operation
+        esx.swap_io_left -= 1
+        esx.cluster_room = esx.config.swap.write_cluster
+    esx.cluster_room -= 1
 
 
 def page_out_vm(esx: Esx, vm: Vm, n: int, free_goal: int, draws: Draws) -> int:
     """Random victims, up to `n`, while memory is short and device and swap space have room."""
     done = 0
-    while done < n and esx.free < free_goal and esx.swap_io_left > 0:
+    while done < n and esx.free < free_goal and esx.can_write():
         if len(vm.swap) >= vm.size - vm.reservation:
             break
         ppn = find_victim(esx, vm, draws, done)

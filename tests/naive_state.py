@@ -220,6 +220,7 @@ class Esx:
     rebalance: bool = True
     scanned_last_step: int = 0
     swap_io_left: int = 0
+    cluster_room: int = 0
     swap_io: Meter = field(default_factory=Meter)
     scan: Meter = field(default_factory=Meter)
     level_ms: Counter[int] = field(default_factory=Counter)
@@ -228,6 +229,10 @@ class Esx:
     @property
     def free(self) -> int:
         return len(self.machine.free)
+
+    def can_write(self) -> bool:
+        """Whether one more page can be swapped out in this step."""
+        return self.cluster_room > 0 or self.swap_io_left > 0
 
     def on(self) -> list[Vm]:
         """VMs by ascending id."""

@@ -194,6 +194,7 @@ def test_a_disk_is_named_or_spelled_out() -> None:
 def test_named_disks_are_an_ssd_and_a_disk_of_2002() -> None:
     assert (SSD.latency, SSD.iops) == (90_000, 50_000)
     assert (DISK_2002.latency, DISK_2002.iops) == (8_000_000, 120)
+    assert (SSD.write_cluster, DISK_2002.write_cluster) == (1, 16)
 
 
 # Profiles

@@ -339,3 +339,18 @@ def test_a_run_under_pressure_keeps_every_reservation() -> None:
             assert alloc == [reserved, 5147, 2573]
             low_seconds += 1
     assert most > reserved and low_seconds >= 20
+
+
+@pytest.mark.parametrize("cluster", [1, 7])
+def test_pages_are_written_in_clusters(cluster: int) -> None:
+    """30 operations a second write 30 clusters: [P 3.3] the swap device takes that many pages a
+    second, while more are due. Exact, from step to step."""
+    swap = Disk(latency=100_000, iops=30, write_cluster=cluster)
+    host = make_host(64 * MIB, reserve=44 * MIB, swap=swap)
+    busy = make_phase(active=MIB, memory=40 * MIB, growth=8 * MIB)
+    power_on(host, make_spec(1, 40 * MIB, busy, balloon="absent"))
+    run(host, 4 * SECOND)
+    for _ in range(5):
+        before = counter(host, "swap_outs")
+        run(host, SECOND)
+        assert counter(host, "swap_outs") - before == 30 * cluster

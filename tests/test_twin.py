@@ -226,7 +226,8 @@ def test_windows_zeroes_all_its_memory_at_boot_and_what_it_frees() -> None:
 def test_the_guest_pages_out_what_the_host_had_swapped() -> None:
     """Double paging [P 3.1]: the balloon, late, takes anonymous pages that are in host swap."""
     k = 16
-    pair = Pair(scenes.host(k, 190, swap=Disk(latency=100_000, iops=60 * k)), 8, k)
+    swap = Disk(latency=100_000, iops=20 * k, write_cluster=3)
+    pair = Pair(scenes.host(k, 190, swap=swap), 8, k)
     does = scenes.phases(k, {"active": 90, "touch_interval": 3000, "writes": 700})
     full_host(pair, [100, 100, 100], 95, does=does, image={"content": scenes.ANON_ONLY})
     totals = run(pair, 80)

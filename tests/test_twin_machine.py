@@ -69,7 +69,11 @@ def host_configs(draw: st.DrawFn, k: int) -> HostConfig:
             "period": draw(st.sampled_from([1000, 3000])),
         },
         reclaim={"reading": draw(st.sampled_from(["a", "b"]))},
-        swap=Disk(latency=500_000, iops=draw(st.sampled_from([200 * k, 10 * k, 1]))),
+        swap=Disk(
+            latency=500_000,
+            iops=draw(st.sampled_from([200 * k, 10 * k, 1])),
+            write_cluster=draw(st.sampled_from([1, 5])),
+        ),
         swap_space=scenes.amount(draw(st.sampled_from([10_000, 10_000, 800])), k),
     )
 

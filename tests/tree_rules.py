@@ -55,8 +55,9 @@ LAYERS = [
     "cluster.reproduction.claims cluster.reproduction.lab",
     "cluster.reproduction.paper cluster.reproduction.experiment",
     "cluster.reproduction.ballooning cluster.reproduction.active_memory"
-    " cluster.reproduction.idle_tax cluster.reproduction.page cluster.reproduction.overcommit"
-    " cluster.reproduction.driverless cluster.reproduction.sharing_scope",
+    " cluster.reproduction.idle_tax cluster.reproduction.reallocation cluster.reproduction.page"
+    " cluster.reproduction.overcommit cluster.reproduction.driverless"
+    " cluster.reproduction.sharing_scope",
     "cluster.reproduction.experiments",
     "cluster.reproduction.command",
     "cluster.cli",

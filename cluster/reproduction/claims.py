@@ -146,21 +146,23 @@ def quantity(value: float, unit: str) -> str:
 def judge(claim: Claim, observations: Sequence[Observation]) -> dict[str, Any]:
     """The claim's line of the table, as it goes to reproduction.json.
 
-    simulated: mean and spread (standard deviation; 0 for one seed) over the seeds, in `unit`.
+    simulated: mean and spread (standard deviation; 0 for one seed) over the seeds, in `unit`; None
+    where a seed gave no number, such as the time of what never happened.
     """
     found = np.array([one.values[claim.id] for one in observations], np.float64)
     judged = found if claim.every_seed else found.mean(keepdims=True)
     slack = 1e-9 * max(abs(bound) for bound in (claim.low, claim.high, 1.0) if math.isfinite(bound))
     holds = bool(((judged >= claim.low - slack) & (judged <= claim.high + slack)).all())
-    spread = float(found.std(ddof=1)) if len(found) > 1 else 0.0
+    is_known = bool(np.isfinite(found).all())
+    spread = float(found.std(ddof=1)) if is_known and len(found) > 1 else 0.0
     return {
         "id": claim.id,
         "claim": claim.claim + " (calibrated)" * claim.calibrated,
         "source": claim.source,
         "expected": claim.expected,
         "simulated": {
-            "mean": float(found.mean()),
-            "spread": spread,
+            "mean": float(found.mean()) if is_known else None,
+            "spread": spread if is_known else None,
             "unit": claim.unit,
             "seeds": len(found),
         },

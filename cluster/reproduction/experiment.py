@@ -54,7 +54,7 @@ def mean_curve(observations: Sequence[Observation], name: str) -> Curve:
 def compare(axes: Any, ours: Curve, paper: Curve | None, colour: str, label: str) -> None:
     """Our curve as a line, over the paper's points."""
     if paper is not None:
-        axes.plot(*paper, ".", color=colour, markersize=3, alpha=0.35, markeredgewidth=0)
+        axes.plot(*paper, ".", color=colour, markersize=3.5, alpha=0.45, markeredgewidth=0)
     axes.plot(*ours, color=colour, linewidth=1.6, label=label)
 
 

@@ -8,6 +8,7 @@ from cluster.reproduction import (
     driverless,
     idle_tax,
     overcommit,
+    reallocation,
     sharing_scope,
 )
 from cluster.reproduction.experiment import Experiment
@@ -16,6 +17,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     ballooning.EXPERIMENT,
     active_memory.EXPERIMENT,
     idle_tax.EXPERIMENT,
+    reallocation.EXPERIMENT,
     overcommit.EXPERIMENT,
     driverless.EXPERIMENT,
     sharing_scope.EXPERIMENT,

@@ -76,6 +76,10 @@ class Series:
         """Sum of a counter of events over the run."""
         return float(self.rows[name].sum())
 
+    def mib_total(self, name: str) -> float:
+        """Sum over the run of a column of pages that counts events, in MiB."""
+        return self.total(f"{name}_pages") * PAGE_SIZE / MIB
+
     def between(self, start_min: float, end_min: float) -> Series:
         """The epochs that end in (start, end]."""
         inside = (self.minutes > start_min + 1e-9) & (self.minutes <= end_min + 1e-9)

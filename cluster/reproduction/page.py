@@ -16,6 +16,8 @@ Rows = Sequence[Mapping[str, Any]]
 def simulated(row: Mapping[str, Any]) -> str:
     """Mean and spread of a line of the table, for people."""
     found = row["simulated"]
+    if found["mean"] is None:
+        return "never"
     text = quantity(found["mean"], found["unit"])
     if found["seeds"] > 1:
         text += f" (sd {found['spread']:.2g}, {found['seeds']} seeds)"
