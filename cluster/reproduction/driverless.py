@@ -1,6 +1,7 @@
 """Study: whether a host can reclaim a guest's memory without a driver in the guest [P 3.1 to 3.3].
 
-VSwapper is Amit, Tsafrir and Schuster, ASPLOS 2014.
+VSwapper is Amit, Tsafrir and Schuster, ASPLOS 2014. On a disk of 2002 the host reads pages at
+random, the guest reads files ahead; on an SSD both devices are alike.
 """
 
 from __future__ import annotations
@@ -79,8 +80,9 @@ def observe(lab: Lab, seed: int) -> Observation:
             values[f"V3.{at}"] = rates["all"] / rates["random"]
             values[f"V4.balloon.{at}"] = pages[guest, device, "balloon"]["double_paging"]
             values[f"V4.{at}"] = pages[guest, device, "random"]["double_paging"]
-            values[f"V5.{at}"] = pages[guest, device, "random"]["stale_read"]
-            values[f"V5.skip.{at}"] = pages[guest, device, "skip"]["stale_read"]
+            if guest != "programs":
+                values[f"V5.{at}"] = pages[guest, device, "random"]["stale_read"]
+                values[f"V5.skip.{at}"] = pages[guest, device, "skip"]["stale_read"]
             gone = pages[guest, device, "clean"]
             out = gone["swap_dropped"] + gone["swap_out"]
             values[f"V6.{at}"] = 100 * gone["swap_dropped"] / out

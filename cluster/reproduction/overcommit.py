@@ -1,6 +1,6 @@
 """Study: what overcommitting memory buys, and what each mechanism contributes to it.
 
-Slowdowns are over the whole life of each VM; one that never ran counts as 1,000 times slower.
+Slowdowns are over the whole life of each VM, its boot included.
 """
 
 from __future__ import annotations
