@@ -6,13 +6,15 @@ numbers are listed like other defaults, because readers of a report do not know 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
 
 from cluster import scenario_text
-from cluster.scenario import Scenario
+from cluster.page_hashes import UNKNOWN, PageHashes
+from cluster.scenario import FROM_HASHES, Scenario
 from cluster.trace_vms import TraceVms
 from cluster.traces import Trace
 from hostsim.guest_config import ContentTable
@@ -24,16 +26,18 @@ _NO_VALUE = {
     "limit": "memory of the VM",
     "guest_swap": "memory - reservation",
     "scan_time": "none: the rates hold",
+    "low_memory": "all memory",
     "margin": "0 % in reading b, 0.5 % in reading a",
     "stop": "never",
     "vms": "all that run in the simulated time",
     "memory": "as it stands",
     "cpu_overcommit": "no limit",
-    "application": "none",
+    "application": "the image's own",
+    "workload": "none: the VM does what its image's hashes say",
     "workloads": "none: the trace's own usage",
 }
 """What leaving a key out means where its default is null."""
-_NO_ASSUMPTION = {"question", "images", "vms", "events", "trace", "path", "data"}
+_NO_ASSUMPTION = {"question", "images", "vms", "events", "trace", "path", "data", "pool"}
 """Keys of which nothing is simulated when they are left out (`vms` and `images` of a scenario)."""
 
 
@@ -41,6 +45,10 @@ def of_scenario(scenario: Scenario, given: dict[str, Any]) -> Assumptions:
     """Defaults in force; `given` is the file's data."""
     given = {key: value for key, value in given.items() if key != "events"}
     found = _unstated(scenario, given, "")
+    for image in scenario.images:
+        if image.content.hashes is not None:
+            for key in FROM_HASHES:
+                found.pop(f"images[{image.name}].{key}", None)
     if scenario.trace is not None and scenario.trace.workloads is not None:
         return {key: text for key, text in found.items() if not key.startswith("trace.guest.")}
     return found
@@ -69,7 +77,7 @@ def _unstated(model: BaseModel, given: dict[str, Any], prefix: str) -> Assumptio
 
 
 def _default(name: str, field: Any, value: Any, path: str, *, is_root: bool) -> Assumptions:
-    if name in _NO_ASSUMPTION and (is_root or name in ("path", "data")):
+    if name in _NO_ASSUMPTION and (is_root or name in ("path", "data", "pool")):
         return {}
     if is_root and name == "workloads":
         return {}
@@ -83,10 +91,28 @@ def _table_text(table: ContentTable) -> str:
     """kernel unique 10 %, anon unique 90 %."""
     return ", ".join(
         f"{use} {kind} {scenario_text.permille_text(part)}"
-        for use, mix in table
+        for use, mix in table.mixes()
         for kind, part in mix
         if part
     )
+
+
+def of_hashes(scenario: Scenario, hashes: Mapping[str, PageHashes]) -> Assumptions:
+    """What files of page hashes left open, and defaults that only they make matter."""
+    found: Assumptions = {}
+    for image in scenario.images:
+        file = hashes.get(image.name)
+        if file is None:
+            continue
+        path, given = f"images[{image.name}].content", image.content.model_fields_set
+        if len(file.guests[0].hashes) > 1 and "interval" not in given:
+            found[f"{path}.interval"] = scenario_text.ms_text(image.content.interval)
+        if not file.knows_touched:
+            found[f"{path}.touched"] = "all pages of a guest: the file does not say which"
+        unknown = sum(int((guest.classes == UNKNOWN).sum()) for guest in file.guests)
+        if unknown:
+            found[f"{path}.use"] = f"anonymous, for {unknown} pages whose use is not known"
+    return found
 
 
 def of_trace(scenario: Scenario, trace: Trace, vms: TraceVms) -> Assumptions:

@@ -16,7 +16,9 @@ from cluster.population import PlannedVm, Population
 from cluster.scenario import SAMPLE_MAX
 from cluster.yaml_input import InputError, Problem
 from hostsim.guest_config import ContentTable, GuestImage
+from hostsim.load import copy_counters
 from hostsim.program import ROW
+from hostsim.replay import EVENT
 from hostsim.spec import VmSpec
 from hostsim.units import GIB, MIB, slots
 
@@ -24,14 +26,16 @@ SLOT_BYTES = 5
 """4 B of content id and 1 B of state."""
 WINDOW_BYTES = 9
 """Working space of a host, for a slot of its largest VM: loudness, and two places."""
-CONTENT_BYTES = 80
-"""A count of references, a hint, and up to four entries of the table of stale hints."""
+CONTENT_BYTES = 81
+"""A count of references, a hint, a kind, and up to four entries of the table of stale hints."""
+COUNTER_BYTES = 16
+"""A page and how often it was copied, on a host whose devices reach a part of memory only."""
 PROCESS_BYTES = 150 * MIB
 """Python with NumPy, compiled kernels and an actor's own needs."""
 VM_BYTES = 4096
 """A VM's objects and rows of scalars, in the coordinator and on its host."""
 _HELD_TWICE = 2
-"""Programs lie in the coordinator and, loaded, on the host."""
+"""Programs and replays lie in the coordinator and, loaded, on the host."""
 _SHARED_CLASSES = ("image", "application")
 
 
@@ -48,11 +52,14 @@ def estimate(population: Population, sample: int, processes: int) -> int:
     at_peak = _busiest(population.vms, sample)
     sizes = sorted((slots(spec.config.memory, sample) for spec in at_peak), reverse=True)
     programs = {id(vm.spec.program): len(vm.spec.program) for vm in population.vms}
+    replays = [vm.spec.replay for vm in population.vms]
+    events = sum(len(replay.events) for replay in replays if replay is not None)
     return (
         sum(sizes) * SLOT_BYTES
         + sum(sizes[: len(population.hosts)]) * WINDOW_BYTES
         + _contents(population, at_peak, sample) * CONTENT_BYTES
-        + sum(programs.values()) * ROW.itemsize * _HELD_TWICE
+        + (sum(programs.values()) * ROW.itemsize + events * EVENT.itemsize) * _HELD_TWICE
+        + sum(copy_counters(host.config, sample) for host in population.hosts) * COUNTER_BYTES
         + len(population.vms) * VM_BYTES
         + processes * PROCESS_BYTES
     )
@@ -107,17 +114,22 @@ def _permille(table: ContentTable, classes: Sequence[str]) -> int:
 def _contents(population: Population, vms: Sequence[VmSpec], sample: int) -> int:
     """Distinct contents that hosts must count: shared ranges per host, duplicates per VM."""
     salted = any(host.config.sharing.salting == "vm" for host in population.hosts)
-    common: dict[int, list[int]] = {}
+    common: dict[tuple[int, int], list[int]] = {}
     rates: dict[int, tuple[int, float]] = {}
     own = 0
     for spec in vms:
+        if spec.replay is not None:
+            common.setdefault((spec.image_range, 0), []).append(spec.replay.contents)
+            continue
         key = id(spec.image)
         if key not in rates:
             rates[key] = _rates(spec.image)
         shared_permille, duplicates = rates[key]
         count = slots(spec.config.memory, sample)
         own += int(count * duplicates) + 1
-        common.setdefault(spec.image_range, []).append(-(-count * shared_permille // 1000))
+        common.setdefault((spec.image_range, spec.application_range), []).append(
+            -(-count * shared_permille // 1000) + slots(spec.image.pool, sample)
+        )
     if salted:
         return own + sum(sum(counts) for counts in common.values())
     hosts = len(population.hosts)

@@ -211,8 +211,8 @@ def _run_on_ray(
             )
             how = _how(options, {"fleet": "ray", "actors": n_actors, "hosts_per_actor": packed})
             how |= {"ray_cluster": facts}
-            # The coordinator needs what was decided from the trace, not the trace.
-            light = replace(loaded, trace=None, trace_vms=None)
+            # The coordinator needs what was decided from the files, not what they hold.
+            light = replace(loaded, trace=None, trace_vms=None, hashes={})
             out = out.resolve()
             return actors.run(light, population, setup, packed, out, how, watch, stop.begin, stop)
 

@@ -11,15 +11,19 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from cluster.replays import all_replays
 from cluster.scenario import HostGroup, VmGroup, member_names
 from cluster.scenario_file import Loaded
 from cluster.trace_vms import below, programs
 from hostsim.config import HostConfig, VmConfig
-from hostsim.guest_config import GuestImage, Workload
+from hostsim.guest_config import GuestImage, Phase, Workload
 from hostsim.program import Rows, from_workload
+from hostsim.replay import Replay
 from hostsim.spec import VmSpec
 from hostsim.units import PAGE_SIZE, HostId, VmId, pages
 
+IDLE = Workload(phases=(Phase(duration=60_000, active=("bytes", 0), cpu=0),))
+"""Of VMs that do nothing but what they replay."""
 _NUMBER = re.compile("[0-9]+")
 
 
@@ -58,12 +62,14 @@ class _Plan:
     config: VmConfig
     image: GuestImage
     family: str
+    application: str | None
     program: Rows
     start_ms: int | None
     stop_ms: int | None
     repeat: bool = False
     vm_clock: bool = False
     offset_ms: int = 0
+    replay: Replay | None = None
 
 
 @dataclass(slots=True)
@@ -73,28 +79,37 @@ class _Shared:
     loaded: Loaded
     workloads: dict[str, Workload] = field(default_factory=dict)
     images: dict[str, GuestImage] = field(default_factory=dict)
-    _programs: dict[tuple[str, int], Rows] = field(default_factory=dict)
+    replays: dict[str, Replay] = field(default_factory=dict)
+    _programs: dict[tuple[str | None, int], Rows] = field(default_factory=dict)
     _smaller: dict[tuple[str, int], GuestImage] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         scenario = self.loaded.scenario
         self.workloads = {workload.name: workload for workload in scenario.workloads}
-        self.images = {
-            image.name: GuestImage.model_construct(
-                **{key: getattr(image, key) for key in GuestImage.model_fields}
-            )
-            for image in scenario.images
-        }
+        for image in scenario.images:
+            fields = {key: getattr(image, key) for key in GuestImage.model_fields}
+            fields["content"] = image.content.table()
+            if image.content.hashes is not None:
+                fields["content"] = GuestImage.model_fields["content"].default
+            self.images[image.name] = GuestImage.model_construct(**fields)
+        self.replays = all_replays(self.loaded)
 
-    def program(self, workload: str, size_bytes: int) -> Rows:
-        """Rows of a workload in a VM of this size."""
+    def program(self, workload: str | None, size_bytes: int) -> Rows:
+        """Rows of a workload, or of none, in a VM of this size."""
         key = workload, pages(size_bytes)
         if key not in self._programs:
-            self._programs[key] = from_workload(self.workloads[workload], key[1])
+            of = IDLE if workload is None else self.workloads[workload]
+            self._programs[key] = from_workload(of, key[1])
         return self._programs[key]
 
-    def offset_ms(self, workload: str, vm_name: str) -> int:
+    def on_vm_clock(self, workload: str | None) -> bool:
+        """Whether a VM does its work, or replays, in its own time."""
+        return workload is None or self.workloads[workload].clock == "vm"
+
+    def offset_ms(self, workload: str | None, vm_name: str) -> int:
         """Where in the workload's cycle a VM enters."""
+        if workload is None:
+            return 0
         bound = self.workloads[workload].stagger + 1
         return below(self.loaded.scenario.seed, "stagger", vm_name, bound)
 
@@ -119,22 +134,30 @@ def populate(loaded: Loaded) -> Population:
     plans |= _from_trace(loaded, shared)
     families = {name: at for at, name in enumerate(sorted(shared.images), start=1)}
     # One numbering for both kinds of range, so that no two ranges have one id.
-    groups = sorted({name for image in shared.images.values() if (name := application_of(image))})
+    named = [image.application for image in shared.images.values()]
+    named += [plan.application for plan in plans.values()]
+    groups = sorted({group for name in named if (group := group_of(name))})
     applications = {name: at for at, name in enumerate(groups, start=len(families) + 1)}
+    first = 1 + len(families) + len(applications)
+    kinds = sorted({found.kind for found in loaded.hashes.values()})
+    sources = {kind: at for at, kind in enumerate(kinds, start=first)}
     vms = []
     for vm, name in enumerate(sorted(plans, key=by_number)):
         plan = plans[name]
+        hashes = loaded.hashes.get(plan.family)
         spec = VmSpec(
             vm=VmId(vm),
             name=name,
             config=plan.config,
             image=plan.image,
-            image_range=families[plan.family],
-            application_range=applications.get(application_of(plan.image) or "", 0),
+            # Hashes of one kind are one range of contents, whatever file and image they came by.
+            image_range=families[plan.family] if hashes is None else sources[hashes.kind],
+            application_range=applications.get(group_of(plan.application) or "", 0),
             program=plan.program,
             repeat=plan.repeat,
             vm_clock=plan.vm_clock,
             offset_ms=plan.offset_ms,
+            replay=plan.replay,
         )
         vms.append(PlannedVm(spec, plan.start_ms, plan.stop_ms))
     return Population(_hosts(loaded.scenario.hosts), tuple(vms))
@@ -145,9 +168,9 @@ def by_number(name: str) -> tuple[tuple[str, ...], tuple[int, ...], str]:
     return tuple(_NUMBER.split(name)), tuple(map(int, _NUMBER.findall(name))), name
 
 
-def application_of(image: GuestImage) -> str | None:
-    """The application group of an image; `none` in a file is none."""
-    return None if image.application in (None, "none", "") else image.application
+def group_of(application: str | None) -> str | None:
+    """The group that an application's name stands for; `none` in a file is none."""
+    return None if application in (None, "none", "") else application
 
 
 def _hosts(groups: tuple[HostGroup, ...]) -> tuple[HostSpec, ...]:
@@ -166,20 +189,23 @@ def _from_groups(loaded: Loaded, shared: _Shared) -> Iterator[tuple[str, _Plan]]
         fields = {key: getattr(group, key) for key in VmConfig.model_fields}
         config = VmConfig.model_construct(**fields)
         program = shared.program(group.workload, group.memory)
+        image, runs = shared.images[group.image], group.application
         for place, name in enumerate(member_names(group)):
             start_ms, stop_ms = _times(group, place)
             yield (
                 name,
                 _Plan(
                     config=config,
-                    image=shared.images[group.image],
+                    image=image,
                     family=group.image,
+                    application=image.application if runs is None else runs,
                     program=program,
                     start_ms=start_ms,
                     stop_ms=stop_ms,
-                    repeat=shared.workloads[group.workload].repeat,
-                    vm_clock=shared.workloads[group.workload].clock == "vm",
+                    repeat=group.workload is not None and shared.workloads[group.workload].repeat,
+                    vm_clock=shared.on_vm_clock(group.workload),
                     offset_ms=shared.offset_ms(group.workload, name),
+                    replay=shared.replays.get(name),
                 ),
             )
 
@@ -218,11 +244,12 @@ def _from_trace(loaded: Loaded, shared: _Shared) -> Iterator[tuple[str, _Plan]]:
                 ),
                 image=shared.image_within(vms.images[place], size),
                 family=vms.images[place],
+                application=shared.images[vms.images[place]].application,
                 program=shared.program(workload, size) if follows else rows[place],
                 start_ms=int(vms.start_ms[place]),
                 stop_ms=None if stop_ms < 0 else stop_ms,
                 repeat=shared.workloads[workload].repeat if follows else False,
-                vm_clock=follows and shared.workloads[workload].clock == "vm",
+                vm_clock=follows and shared.on_vm_clock(workload),
                 offset_ms=shared.offset_ms(workload, name) if follows else 0,
             ),
         )

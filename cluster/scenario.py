@@ -9,13 +9,13 @@ models are validated with `units.FILE` in their context there.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from cluster import scenario_text
 from hostsim.config import DISKS, PROFILES, FrozenModel, HostConfig, IdleTax, VmConfig
-from hostsim.guest_config import GuestImage, TraceGuest, Workload
+from hostsim.guest_config import ContentMix, ContentTable, GuestImage, TraceGuest, Workload
 from hostsim.units import MIB, Bytes, Milliseconds, Permille
 
 HOSTS_MAX = 100_000
@@ -62,10 +62,64 @@ class HostGroup(HostConfig):
         return data
 
 
+class ImageContent(ContentTable):
+    """What pages hold: a table, or the page hashes of real guests, recorded in a file."""
+
+    hashes: str | None = Field(None, max_length=1000)
+    """A file of page hashes (.npz or .parquet) in the scenario's folder, or in `data`: the i-th VM
+    of a group holds what the i-th guest of the file held. VMs then simulate every page
+    (fidelity.sample 1), and a workload, if they have any, only reads (writes 0 %)."""
+    data: str | None = Field(None, max_length=200)
+    """The name of a folder inside the folder of data that the user points to: the file is there."""
+    guest: str | None = Field(None, max_length=100)
+    """Only this guest of the file: 03, or the name it has in a time series, or a VM's number."""
+    trace: str | None = Field(None, max_length=100)
+    """Of a .parquet file: which trace."""
+    snapshot: int | None = Field(None, ge=0)
+    """Of a .parquet file: which snapshot of the trace."""
+    others: bool = False
+    """Whether a guest's VM also has the other pages of its hypervisor process that are recorded, as
+    unmovable pages beyond the guest's own."""
+    interval: Milliseconds = Field(15_000, ge=1000, le=86_400_000)
+    """Of a time series: from one dump to the next, on the VM's own clock."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.hashes is None:
+            wrong = sorted(self.model_fields_set & HASH_KEYS)
+            if wrong:
+                raise ValueError(f"{wrong[0]} needs hashes, the file that it is about")
+            self.require_whole()
+        elif self.model_fields_set & ContentTable.model_fields.keys():
+            raise ValueError("must be either a table (kernel, cache, anon, free) or hashes")
+        return self
+
+    def table(self) -> ContentTable:
+        """The table alone; where hashes say what pages hold, it means nothing."""
+        fields: dict[str, Any] = dict(self.mixes())
+        return ContentTable.model_construct(**fields)
+
+
+HASH_KEYS = ImageContent.model_fields.keys() - ContentTable.model_fields.keys() - {"hashes"}
+FROM_HASHES = ("footprint", "application", "copies", "structures", "growth")
+"""Keys of an image that say nothing where its pages hold what real guests' did."""
+
+
 class NamedImage(GuestImage):
     """A guest image that VMs refer to."""
 
     name: Name
+    content: ImageContent = ImageContent(kernel=ContentMix(unique=100), anon=ContentMix(unique=900))
+
+    @model_validator(mode="after")
+    def _one_source(self) -> NamedImage:
+        if self.content.hashes is not None:
+            given = [key for key in FROM_HASHES if key in self.model_fields_set]
+            if given:
+                raise ValueError(f"{given[0]} must not be given beside content.hashes")
+            if self.os != "linux":
+                raise ValueError("os must be linux beside content.hashes: others zero their pages")
+        return self
 
 
 class NamedWorkload(Workload):
@@ -80,7 +134,11 @@ class VmGroup(VmConfig):
     name: Name
     count: int = Field(1, ge=1, le=VMS_MAX)
     image: str
-    workload: str
+    application: str | None = None
+    """What these VMs run: those that run the same have their pages of class `application` in
+    common, whatever their images. Default: the image's."""
+    workload: str | None = None
+    """Required, unless the image's content is hashes: what the file says is then all they do."""
     start: Milliseconds | Literal["never"] = 0
     """When the first of the group arrives; `never` leaves it to an event."""
     stop: Milliseconds | None = None

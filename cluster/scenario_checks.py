@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.page_hashes import PageHashes
 from cluster.scenario import (
     HOSTS_MAX,
     SLOTS_MIN,
@@ -42,6 +43,8 @@ class Parts:
     broken: set[str]
     trace: Trace | None = None
     trace_vms: TraceVms | None = None
+    hashes: dict[str, PageHashes] = field(default_factory=dict)
+    """Image name -> what was read of its file, where that could be read."""
     vm_names: dict[str, str] = field(default_factory=dict)
     """Name of each VM -> where it comes from, for messages; filled by `names`."""
     host_names: dict[str, str] = field(default_factory=dict)
@@ -148,7 +151,9 @@ def sizes(parts: Parts) -> Iterator[Problem]:
     for at, group in parts.items("vms"):
         image = images.get(group.image)
         structures = 0 if image is None else group.memory * image.structures // 1000
-        if image is not None and image.footprint + structures > group.memory:
+        # `scenario_hashes` knows how many pages real guests have.
+        has_table = image is not None and image.content.hashes is None
+        if image is not None and has_table and image.footprint + structures > group.memory:
             why = f"is less than the boot footprint of {group.image}"
             why += f", {bytes_text(image.footprint)}"
             why += f" and {bytes_text(structures)} of structures" * (structures > 0)
@@ -162,6 +167,18 @@ def sizes(parts: Parts) -> Iterator[Problem]:
             why = f"reservation and overhead together ({bytes_text(group.reservation)} + "
             why += f"{bytes_text(group.overhead)}) fit on no host: at most {bytes_text(admits)}"
             yield parts.problem("vms", at, why=why)
+
+
+def applications(parts: Parts) -> Iterator[Problem]:
+    """VMs of which it is said what they run have pages of it."""
+    images = {image.name: image for _, image in parts.items("images")}
+    for at, group in parts.items("vms"):
+        image = images.get(group.image)
+        if image is None or group.application in (None, "none"):
+            continue
+        if not any(mix.application for table in (image.content, image.growth) for _, mix in table):
+            why = f"is of no use: image {group.image} has no pages of class application"
+            yield parts.problem("vms", at, "application", why=why)
 
 
 def arrivals(parts: Parts) -> Iterator[Problem]:

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from cluster import assumptions, scenario_checks, scenario_events, yaml_input
-from cluster.scenario import Scenario
+from cluster import assumptions, scenario_checks, scenario_events, scenario_hashes, yaml_input
+from cluster.page_hashes import PageHashes
+from cluster.page_hashes import content_digest as hashes_digest
+from cluster.scenario import HASH_KEYS, Scenario
 from cluster.scenario_checks import Parts
+from cluster.scenario_paths import data_folder, inside
 from cluster.scenario_problems import errors_of, from_validation, problem
 from cluster.trace_vms import TraceVms, choose, running, take
 from cluster.traces import Trace, TraceError, content_digest, load_input
@@ -29,15 +31,16 @@ from hostsim.units import FILE
 
 _STAND_IN: dict[str, Any] = {"name": "unknown", "duration": "60 s", "hosts": ({"name": "unknown"},)}
 """For required keys that are broken, so that the rest can be checked; never part of a message."""
-_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _LISTS = ("hosts", "images", "workloads", "vms", "events")
 _CHECKS = (
     scenario_checks.time_grid,
     scenario_checks.names,
     scenario_checks.references,
     scenario_checks.sizes,
+    scenario_checks.applications,
     scenario_checks.arrivals,
     scenario_checks.demand,
+    scenario_hashes.check,
     scenario_events.check,
 )
 """In this order: `names` finds the VMs that events may name."""
@@ -60,6 +63,8 @@ class Loaded:
     warnings: tuple[str, ...]
     trace_vms: TraceVms | None
     """Exactly where there is a trace: which of its VMs take part, and what was drawn for each."""
+    hashes: Mapping[str, PageHashes] = field(default_factory=dict)
+    """Image name -> the real guests whose pages it stands for, where its content is hashes."""
 
 
 def load(
@@ -71,8 +76,8 @@ def load(
 ) -> Loaded:
     """Read and check the scenario at `path`; `seed` replaces the file's.
 
-    data_root: the folder in which `trace.data` names a folder. changes: places in the file, such
-    as "vms.0.memory", and values to put there; None takes a key away.
+    data_root: the folder in which `trace.data` and `content.data` name a folder. changes: places in
+    the file, such as "vms.0.memory", and values to put there; None takes a key away.
     """
     try:
         document = yaml_input.read(path)
@@ -89,6 +94,7 @@ def load(
     # A list that could not be read is reported by its reader, not for being no list.
     problems += [item for item in found if not (problems and item.path == "images")]
     problems += _read_trace(parts, path.parent, data_root)
+    problems += scenario_hashes.read(parts, path.parent, data_root)
     problems += [item for check in _CHECKS for item in check(parts)]
     if problems:
         raise ScenarioError(document.file, sorted(problems, key=_in_file_order))
@@ -118,16 +124,26 @@ def _loaded(parts: Parts, *, changed: bool) -> Loaded:
     assumed = assumptions.of_scenario(scenario, stated)
     if trace is not None and vms is not None:
         assumed |= assumptions.of_trace(scenario, trace, vms)
+    assumed |= assumptions.of_hashes(scenario, parts.hashes)
     as_written = parts.document.text
     text = yaml.safe_dump(stated, sort_keys=False, width=100) if changed else as_written
     warned = scenario_checks.warnings(scenario, trace, vms)
-    digest = digest_of(scenario, trace)
-    return Loaded(scenario, trace, text, digest, assumed, tuple(warned), vms)
+    digest = digest_of(scenario, trace, parts.hashes)
+    return Loaded(scenario, trace, text, digest, assumed, tuple(warned), vms, parts.hashes)
 
 
-def digest_of(scenario: Scenario, trace: Trace | None) -> str:
+def digest_of(
+    scenario: Scenario, trace: Trace | None, hashes: Mapping[str, PageHashes] | None = None
+) -> str:
     """SHA-256 of everything that decides the result."""
     values = scenario.model_dump(mode="json", exclude={"trace": {"path", "data"}})
+    for image in values["images"]:
+        found = (hashes or {}).get(image["name"])
+        for key in ("hashes", *HASH_KEYS):
+            if found is None or key not in ("others", "interval"):
+                del image["content"][key]
+        if found is not None:
+            image["content"]["hashes"] = hashes_digest(found)
     content = None if trace is None else content_digest(trace)
     text = json.dumps({"scenario": values, "trace": content}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -175,29 +191,13 @@ def _element(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
     return loc[:2] if in_list else loc[:1]
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """The file `name` in `folder`, or ValueError if it leads out of it."""
-    pure = PurePosixPath(name)
-    if not name.isprintable() or not name or pure.is_absolute() or ".." in pure.parts:
-        raise ValueError("must be the name of a file in the scenario's folder")
-    target, root = folder / name, folder.resolve()
-    try:
-        entries = [target, *target.rglob("*")] if target.is_dir() else [target]
-        leads_out = any(not entry.resolve().is_relative_to(root) for entry in entries)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"cannot be read: {error}") from None
-    if leads_out:
-        raise ValueError("must not lead out of the scenario's folder by a link")
-    return target
-
-
 def _read_images(document: Document, folder: Path) -> Iterator[Problem]:
     """Where `images` names a file, take its list."""
     name = document.data.get("images")
     if not isinstance(name, str):
         return
     try:
-        other = yaml_input.read(_inside(folder, name))
+        other = yaml_input.read(inside(folder, name))
     except ValueError as error:
         yield problem(document, ("images",), str(error))
     except InputError as error:
@@ -243,13 +243,7 @@ def _read_trace(parts: Parts, folder: Path, data_root: Path | None) -> Iterator[
 
 
 def _trace_path(key: str, name: str, folder: Path, data_root: Path | None) -> Path:
-    if key == "path":
-        return _inside(folder, name)
-    if not _FOLDER_NAME.fullmatch(name):
-        raise ValueError("must be the name of one folder in the folder of trace data")
-    if data_root is None:
-        raise ValueError("the folder of trace data is not known: none was given")
-    return data_root / name
+    return inside(folder, name) if key == "path" else data_folder(name, data_root)
 
 
 def _trace_reason(error: ValueError | TraceError) -> str:

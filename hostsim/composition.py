@@ -26,18 +26,19 @@ from hostsim.state import (
     KERNEL,
     N_CLASSES,
     PATTERN,
+    POOL,
     Array,
 )
 
 _USES = {"kernel": KERNEL, "cache": CACHE, "anon": ANON, "free": FREE}
-_CLASSES = ("zero", "image", "application", "duplicate", "unique")
+_CLASSES = ("zero", "image", "application", "duplicate", "unique", "pool")
 
 
 @dataclass(frozen=True)
 class Composition:
     """The layout of one guest image.
 
-    kinds (3, PATTERN) int64, ranks (3, PATTERN) int64, class_counts (3, 5) int64, periods (3,)
+    kinds (3, PATTERN) int64, ranks (3, PATTERN) int64, class_counts (3, 6) int64, periods (3,)
     int64: see HostState.
     kernel_permille: unmovable part of the footprint.
     """
@@ -106,7 +107,7 @@ def compose(image: GuestImage) -> Composition:
 
 
 def class_slots(composition: Composition, section: int, n_slots: int) -> Array:
-    """(5,) int64: slots of each content class among the first `n_slots` of a section."""
+    """(6,) int64: slots of each content class among the first `n_slots` of a section."""
     whole, rest = divmod(n_slots, int(composition.periods[section]))
     counts: Array = composition.class_counts[section] * whole
     tail = composition.kinds[section, :rest] % 8
@@ -114,7 +115,7 @@ def class_slots(composition: Composition, section: int, n_slots: int) -> Array:
 
 
 def class_base(composition: Composition, kernel: int, footprint: int) -> Array:
-    """(3, 5) int64: slots of each class in the sections before each one."""
+    """(3, 6) int64: slots of each class in the sections before each one."""
     base = np.zeros((3, N_CLASSES), np.int64)
     base[IN_FOOTPRINT] = class_slots(composition, IN_KERNEL, kernel)
     base[IN_GROWTH] = base[IN_FOOTPRINT] + class_slots(
@@ -123,9 +124,15 @@ def class_base(composition: Composition, kernel: int, footprint: int) -> Array:
     return base
 
 
-def range_lengths(composition: Composition, kernel: int, footprint: int, size: int) -> Array:
-    """(5,) int64: distinct contents that a VM of `size` slots can hold of each class."""
+def range_lengths(
+    composition: Composition, kernel: int, footprint: int, size: int, pool: int
+) -> Array:
+    """(6,) int64: distinct contents that a VM of `size` slots can hold of each class.
+
+    pool: of the image's pool, in slots.
+    """
     counts = class_base(composition, kernel, footprint)[IN_GROWTH]
     counts = counts + class_slots(composition, IN_GROWTH, size - footprint)
     counts[DUPLICATE] = -(-counts[DUPLICATE] * 1000 // composition.copies_permille) + 1
+    counts[POOL] = pool
     return counts

@@ -147,6 +147,28 @@ class Costs(FrozenModel):
     """A copy-on-write break: exit, fault handling and a 4 KiB copy."""
     scan: Nanoseconds = 2_000
     """Hash and table look-up of one scanned page: 4 KiB at 2-4 GB/s plus cache misses."""
+    page_copy: Nanoseconds = 1_500
+    """Copy of a page through a bounce buffer, or to another frame: 4 KiB at 2-4 GB/s. The core that
+    does it is missed by the VM that transmits: part of the time that it loses to `cpu`."""
+
+
+class Io(FrozenModel):
+    """Devices that reach low memory only, and remapping of the pages they are given [P 7].
+
+    Fresh pages lie in high memory while that has free frames. One that is transmitted from there is
+    copied to a bounce buffer each time.
+    """
+
+    low_memory: Bytes | None = Field(None, gt=0)
+    """Machine memory that devices reach: 4 GiB with 32-bit PCI [P 7]. None: all of it. The
+    hypervisor's reserve and the VMs' overheads lie in high memory as far as that goes."""
+    copy_threshold: int = Field(4, ge=0, le=1_000_000)
+    """A page that was copied more often than this is moved to low memory. [P 7] has no number. The
+    dearest move, an exchange, copies two pages: twice as many are a sign of more to come."""
+    remap: Literal["never", "free", "random"] = "free"
+    """`never` moves no page. `free` moves it to a free frame of low memory, if there is one. With
+    `random` a random private page makes way when there is none. [P 7] had this under study; where
+    hotness is steady it makes more copies than `free` does (tests/test_remap_claims.py)."""
 
 
 class HostConfig(FrozenModel):
@@ -167,6 +189,7 @@ class HostConfig(FrozenModel):
     swap_space: Bytes | None = None
     """Room for all swap files together; see `swap_space_bytes` for the default."""
     costs: Costs = Costs()
+    io: Io = Io()
 
     @model_validator(mode="before")
     @classmethod

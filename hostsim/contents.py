@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hostsim.state import APPLICATION, DUPLICATE, IMAGE, INDEX, STALE, UNIQUE, Array, HostState
+from hostsim.state import (
+    APPLICATION,
+    DUPLICATE,
+    IMAGE,
+    INDEX,
+    POOL,
+    STALE,
+    UNIQUE,
+    Array,
+    HostState,
+)
 
 ZERO_RANGE, IMAGE_RANGE, APPLICATION_RANGE, DUPLICATE_RANGE = range(4)
 
@@ -50,9 +60,13 @@ def keys_of(row: Any) -> tuple[Key, Key, Key, Key]:
 
 
 def lengths_of(class_lengths: Array) -> tuple[int, int, int, int]:
-    """Lengths of those ranges, from distinct contents per class, (5,) int64."""
-    image, application, duplicate = class_lengths[[IMAGE, APPLICATION, DUPLICATE]].tolist()
-    return 1, image, application, duplicate
+    """Lengths of those ranges, from distinct contents per class, (6,) int64.
+
+    An image's range begins with its pool: that is as long in every VM of the image.
+    """
+    classes = [POOL, IMAGE, APPLICATION, DUPLICATE]
+    pool, image, application, duplicate = class_lengths[classes].tolist()
+    return 1, pool + image, application, duplicate
 
 
 def acquire(ranges: Ranges, wanted: dict[Key, int]) -> Ranges:
@@ -83,6 +97,7 @@ def move(st: HostState, old: Ranges, new: Ranges) -> HostState:
     """The host's arrays with every content index moved from the old ranges to the new ones."""
     n_new = sum(at.length for at in new.values())
     refs, hints = np.zeros(n_new, np.int64), np.full(n_new, -1, np.int64)
+    shared_kind = np.zeros(n_new, np.uint8)
     shift = np.zeros(len(st.refs) + 1, np.int64)
     for key, at in old.items():
         to = new.get(key)
@@ -91,6 +106,8 @@ def move(st: HostState, old: Ranges, new: Ranges) -> HostState:
         shift[at.base : at.base + at.length] = to.base - at.base
         refs[to.base : to.base + at.length] = st.refs[at.base : at.base + at.length]
         hints[to.base : to.base + at.length] = st.hints[at.base : at.base + at.length]
+        kinds = st.shared_kind[at.base : at.base + at.length]
+        shared_kind[to.base : to.base + at.length] = kinds
     if shift.any():
         common = np.flatnonzero(st.content & UNIQUE == 0)
         words = st.content[common].astype(np.int64)
@@ -98,7 +115,7 @@ def move(st: HostState, old: Ranges, new: Ranges) -> HostState:
         st.content[common] = ((index + shift[index]) | (words & STALE)).astype(np.uint32)
     entries = st.stale_page >= 0
     stale_at = st.stale_at[entries]
-    moved = replace(st, refs=refs, hints=hints)
+    moved = replace(st, refs=refs, shared_kind=shared_kind, hints=hints)
     return _rehashed(moved, st.stale_page[entries], stale_at + shift[stale_at], n_new)
 
 

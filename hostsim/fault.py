@@ -8,7 +8,8 @@ times the pages that one slot stands for.
 
 from __future__ import annotations
 
-from hostsim import share
+from hostsim import remap, share
+from hostsim.frames import disown, own, release_frame, take_frame
 from hostsim.jit import i64, kernel, small
 from hostsim.state import (
     ACCESSED,
@@ -40,12 +41,6 @@ def may_take_frame(st: HostState, v: int) -> bool:
     return host.free > 0 and (host.level < LOW or alloc_of(st, v) < entitled(st, v))
 
 
-@small
-def take_frame(st: HostState) -> None:
-    """One free frame is used. The caller saw that there is one."""
-    st.host[0].free -= 1
-
-
 @kernel
 def leave_memory(st: HostState, v: int, ppn: int, state: int) -> int:
     """A page that has a frame moves to `state` (BALLOONED, SWAPPED or UNTOUCHED).
@@ -54,18 +49,21 @@ def leave_memory(st: HostState, v: int, ppn: int, state: int) -> int:
     """
     vm = st.vms[v]
     slot = vm.base_slot + ppn
-    freed = 1
+    freed, kind = 1, i64(0)
     if i64(st.page[slot]) & STATE == SHARED:
         index = i64(st.content[slot]) & INDEX
         st.refs[index] -= 1
         vm.shared -= 1
         if st.refs[index] == 0:
             st.host[0].distinct -= 1
+            kind = i64(st.shared_kind[index])
+            st.shared_kind[index] = 0
         else:
             freed = 0
     else:
         share.drop_hint(st, v, ppn)
-        vm.resident -= 1
+        kind = disown(st, v, slot)
+    remap.forget(st, v, ppn)
     set_state(st, slot, state)
     if state == BALLOONED:
         vm.ballooned += 1
@@ -73,7 +71,8 @@ def leave_memory(st: HostState, v: int, ppn: int, state: int) -> int:
         vm.swapped += 1
     else:
         vm.untouched += 1
-    st.host[0].free += freed
+    if freed == 1:
+        release_frame(st, kind)
     return freed
 
 
@@ -92,10 +91,9 @@ def pop(st: HostState, v: int, ppn: int) -> None:
 @small
 def _leave_swap(st: HostState, v: int, slot: int) -> None:
     """A swapped page gets a frame. The caller saw that there is one."""
-    take_frame(st)
     set_state(st, slot, RESIDENT)
+    own(st, v, slot, take_frame(st))
     st.vms[v].swapped -= 1
-    st.vms[v].resident += 1
 
 
 @kernel
@@ -137,9 +135,8 @@ def bring_in(st: HostState, v: int, ppn: int) -> int:
         pop(st, v, ppn)
         host.pops += 1
     vm.untouched -= 1
-    vm.resident += 1
-    take_frame(st)
     set_state(st, slot, RESIDENT)
+    own(st, v, slot, take_frame(st))
     st.content[slot] = vm.zero
     host.zero_fills += 1
     return 0
@@ -161,12 +158,14 @@ def write(st: HostState, v: int, ppn: int, word: int) -> int:
     cost = 0
     index = i64(st.content[slot]) & INDEX
     if st.refs[index] == 1:
+        kind = i64(st.shared_kind[index])
+        st.shared_kind[index] = 0
         host.distinct -= 1
         host.cow_reuses += 1
     elif host.free <= 0:
         return NO_FRAME
     else:
-        take_frame(st)
+        kind = take_frame(st)
         host.cow_breaks += 1
         vm.cause = COW
         cost = host.cow_ns
@@ -174,8 +173,8 @@ def write(st: HostState, v: int, ppn: int, word: int) -> int:
     accessed = i64(st.page[slot]) & ACCESSED
     set_state(st, slot, RESIDENT)
     st.page[slot] = i64(st.page[slot]) | accessed
+    own(st, v, slot, kind)
     vm.shared -= 1
-    vm.resident += 1
     st.content[slot] = word
     return cost
 

@@ -20,6 +20,7 @@ from hostsim.replacement import (
     take_back,
     write_out,
 )
+from hostsim.replay import READ, USE_BITS, ZERO_PLACE
 from hostsim.state import (
     ANON,
     APPLICATION,
@@ -32,6 +33,7 @@ from hostsim.state import (
     IN_GROWTH,
     IN_KERNEL,
     INDEX,
+    POOL,
     STALE,
     SWAPPED,
     UNIQUE,
@@ -61,21 +63,39 @@ def section_of(st: HostState, v: int, ppn: int) -> tuple[int, int]:
     return IN_GROWTH, ppn - vm.footprint
 
 
+@small
+def is_replayed(st: HostState, v: int, ppn: int) -> bool:
+    """Whether a real guest's boot, and not an image, says what the page holds at its first use."""
+    return st.vms[v].replay_len > 0 and ppn < st.vms[v].footprint
+
+
+@small
+def replayed_word(st: HostState, v: int, word: int) -> int:
+    """Content word of what an event says."""
+    place = word & READ
+    return st.vms[v].zero if place == ZERO_PLACE else st.vms[v].image_base + place - 1
+
+
 @kernel
-def plan_kind(st: HostState, v: int, ppn: int) -> int:
-    """Guest use * 8 + content class of a page at its first use."""
+def plan_use(st: HostState, v: int, ppn: int) -> int:
+    """Guest use of a page at its first use."""
+    if is_replayed(st, v, ppn):
+        return i64(st.replay[st.vms[v].replay + ppn].word) >> USE_BITS
     section, offset = section_of(st, v, ppn)
     pattern = st.vms[v].pattern
-    return st.kinds[pattern, section, offset % st.periods[pattern, section]]
+    return st.kinds[pattern, section, offset % st.periods[pattern, section]] // 8
 
 
 @kernel
 def plan_word(st: HostState, v: int, ppn: int) -> int:
-    """Content word of a page at its first use, from the image's composition.
+    """Content word of a page at its first use, from a replay or the image's composition.
 
-    The j-th page of class IMAGE holds the j-th content of the image family in every VM.
+    The j-th page of class IMAGE holds the j-th content of the image family in every VM; the j-th of
+    class POOL one of the family's pool, which each VM draws for itself.
     """
     vm = st.vms[v]
+    if is_replayed(st, v, ppn):
+        return replayed_word(st, v, i64(st.replay[vm.replay + ppn].word))
     section, offset = section_of(st, v, ppn)
     period = st.periods[vm.pattern, section]
     at = offset % period
@@ -85,11 +105,14 @@ def plan_word(st: HostState, v: int, ppn: int) -> int:
     if kind == ZERO:
         return vm.zero
     if kind == IMAGE:
-        return vm.image_base + j
+        return vm.image_base + vm.pool + j
     if kind == APPLICATION:
         return vm.app_base + j
     if kind == DUPLICATE:
         return vm.dup_base + j * 1000 // vm.copies_permille
+    if kind == POOL:
+        key = rng.stream(st.host[0].seed, rng.POOL, vm.vm, 0)
+        return vm.image_base + rng.below(key, j, vm.pool)
     return fresh_word(st, v)
 
 
@@ -103,7 +126,7 @@ def _allocate(st: HostState, v: int, ppn: int, free_becomes: int) -> int:
     cost = fault.overwrite(st, v, ppn, plan_word(st, v, ppn))
     if cost < 0:
         return cost
-    use = plan_kind(st, v, ppn) // 8
+    use = plan_use(st, v, ppn)
     if use == FREE:
         use = free_becomes
     if use != FREE:
@@ -205,6 +228,23 @@ def access(st: HostState, v: int, ppn: int, is_write: int) -> int:
 
 
 @kernel
+def relive(st: HostState, v: int, ppn: int, word: int) -> int:
+    """A replayed event, a write or a read, happens. Returns the cost in ns, or why it stalls.
+
+    A real guest's kernel and its page cache are written, too, and so are pages that were free when
+    their use was recorded: what a page is used for stays.
+    """
+    cost = i64(0)
+    if not in_guest_memory(state_of(st, st.vms[v].base_slot + ppn)):
+        cost = _fault_in(st, v, ppn, ANON)
+        if cost < 0:
+            return cost
+    is_write = i64(word & READ != READ)
+    more = fault.touch(st, v, ppn, is_write, replayed_word(st, v, word) if is_write else i64(0))
+    return more if more < 0 else cost + more  # a page that was just faulted in is private
+
+
+@kernel
 def read_data(st: HostState, v: int) -> int:
     """The workload uses file data that is not cached: it is read from the guest's disk over a cold
     page, or past memory where there is none. Returns the cost, or why it stalls.
@@ -297,4 +337,5 @@ def reset(st: HostState, v: int) -> None:
     vm.booted = 0
     st.debts[v, :] = 0
     vm.boot_end_ns = vm.clock_ns + vm.boot_ms * 1_000_000
+    vm.event = min(vm.footprint, vm.replay_len)
     vm.lost_driver = 1

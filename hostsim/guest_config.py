@@ -5,12 +5,16 @@ Frozen models like those of `config`, which has what the host and the VM can be 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from hostsim.config import SSD, Disk, FrozenModel, named_disk
-from hostsim.units import MIB, Amount, Bytes, BytesPerSecond, Milliseconds, Permille
+from hostsim.units import GIB, MIB, Amount, Bytes, BytesPerSecond, Milliseconds, Permille
+
+TRANSMIT_MAX = 100 * GIB
+"""Bytes a second that one guest sends at most: eight ports of 100 Gbit/s."""
 
 
 class ContentMix(FrozenModel):
@@ -21,6 +25,7 @@ class ContentMix(FrozenModel):
     application: Permille = 0
     duplicate: Permille = 0
     unique: Permille = 0
+    pool: Permille = 0
 
 
 class ContentTable(FrozenModel):
@@ -31,11 +36,20 @@ class ContentTable(FrozenModel):
     anon: ContentMix = ContentMix()
     free: ContentMix = ContentMix()
 
-    @model_validator(mode="after")
-    def _whole(self) -> ContentTable:
-        total = sum(sum(mix.model_dump().values()) for _, mix in self)
+    def mixes(self) -> Iterator[tuple[str, ContentMix]]:
+        """Each guest use with its row of the table."""
+        for use in ContentTable.model_fields:
+            yield use, getattr(self, use)
+
+    def require_whole(self) -> None:
+        """Raises ValueError."""
+        total = sum(sum(mix.model_dump().values()) for _, mix in self.mixes())
         if total != 1000:
             raise ValueError(f"entries must sum to 100 %, got {total / 10:g} %")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        self.require_whole()
         return self
 
 
@@ -52,6 +66,10 @@ class GuestImage(FrozenModel):
     """Names the group of images that share the `application` class."""
     copies: float = Field(2.0, ge=1.0, le=1e6)
     """Mean copies of a duplicate content inside one VM."""
+    pool: Bytes = Field(0, le=256 * GIB)
+    """Distinct contents of the pool that pages of class `pool` draw from at random, each VM for
+    itself and with replacement: what VMs of the image hold in common, but not all at one time, as
+    code and data of phases and programs that not every one of them is in."""
     structures: Permille = 0
     """Kernel structures that the guest sizes by its memory at boot, as a part of it, over and above
     the footprint: a guest that lives in less, because of a balloon, still has those of its size
@@ -74,6 +92,17 @@ class GuestImage(FrozenModel):
             raise ValueError("growth holds no kernel pages: the kernel is in place after boot")
         if self.structures and not sum(self.content.kernel.model_dump().values()):
             raise ValueError("structures are kernel pages: content must say what those hold")
+        return self
+
+    @model_validator(mode="after")
+    def _pool_is_drawn_from(self) -> GuestImage:
+        drawn = sum(mix.pool for table in (self.content, self.growth) for _, mix in table)
+        if drawn and not self.pool:
+            raise ValueError("pages of class pool need a pool: state its size, as in pool: 10 MiB")
+        if self.pool and not drawn:
+            raise ValueError(
+                "pool is of no use: neither content nor growth has pages of that class"
+            )
         return self
 
 
@@ -103,6 +132,18 @@ class Phase(FrozenModel):
     """Part of the active set that moves, each hour, to pages not in it before."""
     cpu: Permille = 200
     """CPU demand, of all the VM's vCPUs."""
+    transmit: BytesPerSecond = Field(0, le=TRANSMIT_MAX)
+    """Sent over the network in the VM's own time, page by page: of the set below, the first pages
+    of the guest's memory in use, where its kernel has its buffers; rank-skewed (Zipf, exponent 1).
+    """
+    transmit_set: Amount = ("permille", 10)
+    """Size of that set; 1 %, for want of a measured one."""
+
+    @model_validator(mode="after")
+    def _has_what_to_send(self) -> Phase:
+        if self.transmit > 0 and self.transmit_set[1] == 0:
+            raise ValueError("transmit needs a transmit_set above 0")
+        return self
 
     @model_validator(mode="after")
     def _data_by_rank(self) -> Phase:

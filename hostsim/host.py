@@ -12,15 +12,24 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from hostsim import allocate, contents, measure, tick
-from hostsim.composition import Composition, class_base, compose, range_lengths
+from hostsim.composition import Composition, class_base, compose
 from hostsim.config import Allocation, HostConfig, VmConfig
 from hostsim.contents import Ranges
 from hostsim.fault import leave_memory
 from hostsim.guest import reset as reset_guest
 from hostsim.guest_config import GuestImage, Phase, Workload
 from hostsim.jit import is_warm, kernel
-from hostsim.load import fill_bounds, fill_host, fill_tax, fill_vm, program_slots
+from hostsim.load import (
+    content_lengths,
+    copy_counters,
+    fill_bounds,
+    fill_host,
+    fill_tax,
+    fill_vm,
+    program_slots,
+)
 from hostsim.program import from_workload
+from hostsim.replay import EVENT
 from hostsim.spec import VmSpec
 from hostsim.state import (
     RESIDENT,
@@ -57,7 +66,8 @@ class Host:
     """The VMs that are on, as last configured."""
 
     def __post_init__(self) -> None:
-        self.state = empty(_ROWS, self.config.sampling.pages)
+        n_counters = copy_counters(self.config, self.sample)
+        self.state = empty(_ROWS, self.config.sampling.pages, n_counters)
         fill_host(self.state.host[0], self.config, self.host, self.seed, self.sample, self.tick_ms)
 
     # Powering on and off
@@ -78,18 +88,21 @@ class Host:
     def power_on(self, vm: VmSpec) -> None:
         """Start a VM; it boots once its overhead memory is free.
 
-        Raises ValueError when admission control refuses it or when it is on already.
+        Raises ValueError, and changes nothing, when admission control refuses it, when it is on
+        already, or when it has too few pages for what it replays.
         """
         if vm.vm in self.specs:
             raise ValueError(f"VM {vm.vm} is already on host {self.host}")
         reason = self.why_refused(vm)
         if reason is not None:
             raise ValueError(f"host {self.host} refuses VM {vm.vm}: {reason}")
+        filled = np.zeros(1, VM).view(np.recarray)
+        fill_vm(filled[0], vm, compose(vm.image), self.state.host[0])
         self.specs[vm.vm] = vm
         v = self._free_row()
         pattern, composition = self._pattern(vm.image)
+        self.state.vms[v] = filled[0]
         row = self.state.vms[v]
-        fill_vm(row, vm, composition, self.state.host[0])
         row.pattern = pattern
         row.salt = vm.vm + 1 if self.config.sharing.salting == "vm" else 0
         row.image_family, row.app_family = vm.image_range, vm.application_range
@@ -97,7 +110,7 @@ class Host:
             row.app_family = -1 - vm.image_range
         kernel_slots, footprint = int(row.kernel), int(row.footprint)
         self.state.class_base[v] = class_base(composition, kernel_slots, footprint)
-        lengths = range_lengths(composition, kernel_slots, footprint, int(row.size_slots))
+        lengths = content_lengths(row, vm, composition)
         self._append(v, vm)
         keys = contents.keys_of(row)
         wanted = dict(zip(keys, contents.lengths_of(lengths), strict=True))
@@ -111,9 +124,11 @@ class Host:
         row = self.state.vms[v]
         free_vm(self.state, v)
         self.state.host[0].free += row.overhead
+        self.state.host[0].highmem_free += row.overhead_highmem
         self.state.host[0].overhead -= row.overhead
         base, size = int(row.base_slot), int(row.size_slots)
         first, length = int(row.program), int(row.program_len)
+        first_event, n_events = int(row.replay), int(row.replay_len)
         keys = contents.keys_of(row)
         self.state.vms[v] = np.zeros(1, VM)[0]
         self.state.vms["vm"][v] = -1
@@ -124,10 +139,12 @@ class Host:
             page=np.delete(self.state.page, cut),
             content=np.delete(self.state.content, cut),
             programs=np.delete(self.state.programs, np.s_[first : first + length]),
+            replay=np.delete(self.state.replay, np.s_[first_event : first_event + n_events]),
         )
         vms = self.state.vms
         vms["base_slot"][vms["base_slot"] > base] -= size
         vms["program"][vms["program"] > first] -= length
+        vms["replay"][vms["replay"] > first_event] -= n_events
         del self.specs[vm]
         self._change_ranges(contents.release(self.ranges, keys))
         self._reorder()
@@ -240,11 +257,14 @@ class Host:
         row.base_slot, row.program = len(st.page), len(st.programs)
         row.program_len = len(vm.program)
         programs = np.concatenate([st.programs, program_slots(vm.program, self.sample)])
+        row.replay = len(st.replay) if vm.replay is not None else 0
+        replayed = vm.replay.events if vm.replay is not None else np.zeros(0, EVENT)
         self.state = replace(
             st,
             page=np.concatenate([st.page, np.zeros(n, np.uint8)]),
             content=np.concatenate([st.content, np.zeros(n, np.uint32)]),
             programs=programs,
+            replay=np.concatenate([st.replay, replayed]),
             **window_space(max(n, len(st.loud))),
         )
 

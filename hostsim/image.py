@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hostsim.frames import take_frames
 from hostsim.host import Host
 from hostsim.packing import (
     SPECIFIED,
@@ -33,9 +34,10 @@ from hostsim.units import VmId
 
 PACKED_AS = "vm"
 BELONGS_TO_HOST = (
-    *("base_slot", "program", "program_len", "pattern", "zero", "image_base", "app_base"),
+    *("base_slot", "program", "program_len", "replay", "pattern", "zero", "image_base", "app_base"),
     *("dup_base", "image_family", "app_family", "salt", "sharing", "balloon_max"),
-    *("overhead", "overhead_due", "target", "balloon_target", "gave", "blocked"),
+    *("overhead", "overhead_due", "overhead_highmem", "highmem", "target", "balloon_target"),
+    *("gave", "blocked"),
 )
 """Fields of a VM row that the target gives anew: where things lie, its options, its policy."""
 
@@ -121,10 +123,13 @@ def import_vm(host: Host, image: VmImage) -> None:
             row[name] = image.row[name][0]
     row.samples = min(row.samples, st.sampled.shape[1])
     cut = slice(row.base_slot, row.base_slot + row.size_slots)
-    st.page[cut], st.content[cut] = image.page, words
+    st.content[cut] = words
+    in_memory = image.page & int(STATE) == int(RESIDENT)
+    row.highmem = take_frames(st, int(row.resident))
+    is_high = in_memory & (np.cumsum(in_memory) <= row.highmem)
+    st.page[cut] = np.where(is_high, image.page | int(KIND), image.page)
     st.sampled[v, : row.samples] = image.sampled[: row.samples]
     st.lost[v], st.debts[v] = image.lost, image.debts
-    st.host[0].free -= row.resident
 
 
 def pack(image: VmImage) -> bytes:

@@ -17,6 +17,7 @@ from hostsim.state import (
     FREE,
     HINT,
     INDEX,
+    KIND,
     PPN_BITS,
     RESIDENT,
     SHARED,
@@ -137,6 +138,33 @@ def frames_are_conserved(st: HostState) -> None:
     )
 
 
+def highmem_is_conserved(st: HostState) -> None:
+    """High frames of private pages, shared contents and overheads + free ones = all there are;
+    low frames likewise. Only what has a frame has a kind."""
+    host = st.host[0]
+    rows = st.order[: count_vms(st)]
+    private = 0
+    for v in rows:
+        pages, _ = _pages_of(st, v)
+        high = pages & KIND != 0
+        _require(not (high & (pages & STATE != RESIDENT)).any(), "kinds", f"VM row {v}: no frame")
+        kept = st.vms[v].highmem
+        _require(high.sum() == kept, "kinds", f"VM row {v}: {high.sum()} counted, {kept} kept")
+        private += int(kept)
+    shared = st.shared_kind != 0
+    wrong = np.flatnonzero(shared & ((st.refs == 0) | (st.shared_kind != KIND)))
+    _require(len(wrong) == 0, "kinds", f"content {wrong[:3]}: {st.shared_kind[wrong[:3]]}")
+    overhead = int(st.vms["overhead_highmem"][rows].sum())
+    used = private + int(shared.sum()) + overhead
+    _require(
+        used + host.highmem_free == host.highmem and 0 <= host.highmem_free <= host.free,
+        "high frames",
+        f"{used} used + {host.highmem_free} free of {host.free} != {host.highmem}",
+    )
+    beyond = [int(v) for v in rows if not 0 <= st.vms[v].overhead_highmem <= st.vms[v].overhead]
+    _require(not beyond, "high frames", f"VM rows {beyond}: of more overhead than there is")
+
+
 def hints_are_owned(st: HostState) -> None:
     """Each hint belongs to one RESIDENT page that says so, and holds its content unless stale."""
     owned = 0
@@ -150,12 +178,13 @@ def hints_are_owned(st: HostState) -> None:
             bool((pages[hinting] & STATE == RESIDENT).all()), "hints", f"VM row {v}: not resident"
         )
         owned += len(hinting)
-        for ppn in hinting.tolist():
+        # Most hints are of unique pages: bits alone. A stale hint's content is in the table.
+        fresh = hinting[words[hinting] & (STALE | UNIQUE) == 0]
+        expected[words[fresh] & INDEX] = v << PPN_BITS | fresh
+        for ppn in hinting[words[hinting] & STALE != 0].tolist():
             key = v << PPN_BITS | ppn
-            if words[ppn] & STALE and key in stale_of:
+            if key in stale_of:
                 expected[stale_of.pop(key)] = key
-            elif not words[ppn] & (STALE | UNIQUE):
-                expected[words[ppn] & INDEX] = key
     _require(not stale_of, "stale hints", f"{len(stale_of)} without a page that owns them")
     bad = np.flatnonzero(expected != st.hints)
     _require(len(bad) == 0, "hints", f"content {bad[:3]}: {st.hints[bad[:3]]}, {expected[bad[:3]]}")
@@ -173,4 +202,5 @@ def check(st: HostState) -> None:
         guest_use_is_accounted(st, v)
     references_are_conserved(st)
     frames_are_conserved(st)
+    highmem_is_conserved(st)
     hints_are_owned(st)

@@ -11,15 +11,24 @@ from typing import Any
 import numpy as np
 
 from hostsim import allocate, reclaim
-from hostsim.composition import Composition
+from hostsim.composition import Composition, range_lengths
 from hostsim.config import Allocation, HostConfig, VmConfig
 from hostsim.program import KEEP
 from hostsim.program import Rows as ProgramRows
+from hostsim.remap import REMAP
+from hostsim.replay import Replay
 from hostsim.spec import VmSpec
-from hostsim.state import DRIVER_ABSENT, DRIVER_PRESENT, HIGH, Array
+from hostsim.state import DRIVER_ABSENT, DRIVER_PRESENT, HIGH, IMAGE, N_CLASSES, Array
 from hostsim.units import PAGE_SIZE, HostId, slots
 
 MILLI = 1000
+COUNTERS = 65_536
+"""Pages whose copies a host counts at a time, for which [P 7] has no number: 256 MiB of buffers."""
+
+
+def copy_counters(config: HostConfig, sample: int) -> int:
+    """Entries of the table of copy counters: one, never used, where devices reach all memory."""
+    return 1 if config.io.low_memory is None else max(COUNTERS // sample, 1)
 
 
 def fill_host(
@@ -28,7 +37,9 @@ def fill_host(
     """Flatten a host's configuration into its HOST row."""
     row.host, row.seed, row.sample, row.dt_ms = host, seed, sample, tick_ms
     row.machine = slots(config.memory - config.reserve, sample)
-    row.free = row.machine
+    low_memory = config.memory if config.io.low_memory is None else config.io.low_memory
+    row.highmem = max(row.machine - slots(low_memory, sample), 0)
+    row.free, row.highmem_free = row.machine, row.highmem
     row.level, row.rebalance, row.level_free = HIGH, 1, row.machine
     for name, value in reclaim.thresholds(config.reclaim, config.memory, sample)._asdict().items():
         row[name] = value
@@ -53,6 +64,8 @@ def fill_host(
     row.share_first, row.map_clean = paging.share_first, paging.map_clean
     row.skip_overwritten = paging.skip_overwritten
     row.cpus, row.cow_ns, row.scan_ns = config.cpus, config.costs.cow, config.costs.scan
+    row.copy_ns, row.copy_threshold = config.costs.page_copy, config.io.copy_threshold
+    row.remap = REMAP.index(config.io.remap)
 
 
 def fill_tax(row: Any, config: Allocation) -> None:
@@ -70,7 +83,10 @@ def fill_bounds(row: Any, config: VmConfig, sample: int) -> None:
 
 
 def fill_vm(row: Any, spec: VmSpec, composition: Composition, host: Any) -> None:
-    """Flatten a VM into its VM row: everything but where its slots and contents lie."""
+    """Flatten a VM into its VM row: everything but where its slots and contents lie.
+
+    Raises ValueError for a replay that the VM cannot hold.
+    """
     config, image, k = spec.config, spec.image, int(host.sample)
     row.vm, row.vcpus = spec.vm, config.vcpus
     row.size_slots = max(slots(config.memory, k), 1)
@@ -87,11 +103,15 @@ def fill_vm(row: Any, spec: VmSpec, composition: Composition, host: Any) -> None
     row.guest_swap = slots(guest_swap if config.guest_swap is None else config.guest_swap, k)
     row.windows = image.os == "windows"
     row.copies_permille = composition.copies_permille
+    row.pool = max(slots(image.pool, k), 1) if image.pool else 0
     structures = row.size_slots * image.structures // 1000
     footprint = max(min(slots(image.footprint, k), row.size_slots), 1)
     row.footprint = min(footprint + structures, row.size_slots)
     kernel = footprint * composition.kernel_permille // 1000 + structures
     row.kernel = min(kernel, row.size_slots - 1)  # the active set needs a page to lie in
+    row.touchable = row.size_slots
+    if spec.replay is not None:
+        fill_replay(row, spec.replay, k)
     row.boot_ms = image.boot
     row.boot_end_ns = image.boot * 1_000_000
     row.disk_latency_ns, row.disk_iops = image.disk.latency, image.disk.iops * MILLI
@@ -100,12 +120,35 @@ def fill_vm(row: Any, spec: VmSpec, composition: Composition, host: Any) -> None
     row.span = 1
 
 
+def fill_replay(row: Any, replay: Replay, sample: int) -> None:
+    """What a replay says of a VM instead of its image; the boot is not an event to come."""
+    if sample != 1 or replay.pages > row.size_slots:
+        have = f"VM {row.vm} has {row.size_slots} slots of {sample} pages"
+        raise ValueError(f"{have}, and replays {replay.pages} pages")
+    row.footprint = row.event = replay.pages
+    row.replay_len = len(replay.events)
+    # The workload needs a page to come to: the last one in use, whatever it is used for.
+    row.touchable = max(replay.used, 1)
+    row.kernel = min(replay.unmovable, row.touchable - 1)
+
+
+def content_lengths(row: Any, spec: VmSpec, composition: Composition) -> Array:
+    """(6,) int64: distinct contents that a VM can hold of each class; its row is filled."""
+    if spec.replay is None:
+        sizes = int(row.kernel), int(row.footprint), int(row.size_slots), int(row.pool)
+        return range_lengths(composition, *sizes)
+    lengths = np.zeros(N_CLASSES, np.int64)
+    lengths[IMAGE] = spec.replay.contents
+    return lengths
+
+
 def program_slots(rows: ProgramRows, sample: int) -> Array:
     """A program in slots: amounts rounded to nearest, at least one slot of an active set."""
     scaled = rows.copy()
-    for name in ("memory_pages", "active_pages", "data_pages"):
+    for name in ("memory_pages", "active_pages", "data_pages", "transmit_set_pages"):
         pages = rows[name]
         nearest = (2 * pages + sample) // (2 * sample)
         scaled[name] = np.where(pages == KEEP, KEEP, np.where(pages > 0, np.maximum(nearest, 1), 0))
-    scaled["growth_pages_per_s"] = rows["growth_pages_per_s"] * MILLI
+    for name in ("growth_pages_per_s", "transmit_pages_per_s"):
+        scaled[name] = rows[name] * MILLI
     return scaled

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from hostsim import sample
 from hostsim.jit import kernel
-from hostsim.state import Array, HostState, alloc_of, count_vms, shared_saved
+from hostsim.share import shared_saved
+from hostsim.state import Array, HostState, alloc_of, count_vms
 
 CAUSES = (
     "swap_in",
@@ -75,6 +76,9 @@ HOST_ROW = np.dtype(
         ("stalled_touches", np.int64),
         # First touches of sampled pages, in periods that ended; a page drawn twice counts twice.
         ("minor_faults", np.int64),
+        ("transmitted_pages", np.int64),
+        ("copied_pages", np.int64),
+        ("remapped_pages", np.int64),
     ]
 )
 """One row per epoch and host."""
@@ -123,6 +127,9 @@ _EVENTS = {
     "double_paging_pages": "double_pagings",
     "stale_read_pages": "stale_reads",
     "stalled_touches": "stalled_touches",
+    "transmitted_pages": "transmits",
+    "copied_pages": "copies",
+    "remapped_pages": "remaps",
 }
 """Columns of HOST_ROW that are counters of the state, and their names there."""
 

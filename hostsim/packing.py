@@ -14,16 +14,18 @@ import msgpack
 import numpy as np
 
 from hostsim.config import VmConfig
-from hostsim.guest_config import GuestImage
+from hostsim.guest_config import TRANSMIT_MAX, GuestImage
 from hostsim.program import KEEP, LOCALITIES, ROW, Rows
+from hostsim.replay import EVENT, Replay, require_sound
 from hostsim.spec import VmSpec
 from hostsim.state import HOST, N_CAUSES, VM, Array
-from hostsim.units import VmId
+from hostsim.units import VmId, pages
 
 Result = TypeVar("Result")
 
 VERSION = 1
-LAYOUT = hashlib.sha256(repr([dtype.descr for dtype in (HOST, VM, ROW)]).encode()).hexdigest()[:16]
+_RECORDS = [dtype.descr for dtype in (HOST, VM, ROW, EVENT)]
+LAYOUT = hashlib.sha256(repr(_RECORDS).encode()).hexdigest()[:16]
 """Names the fields of all records: what another release wrote with other fields is refused."""
 
 
@@ -110,13 +112,20 @@ def pack_spec(spec: VmSpec) -> dict[str, Any]:
         "repeat": spec.repeat,
         "vm_clock": spec.vm_clock,
         "offset_ms": spec.offset_ms,
+        "replay": None if spec.replay is None else _pack_replay(spec.replay),
     }
+
+
+def _pack_replay(replay: Replay) -> dict[str, Any]:
+    numbers = {name: getattr(replay, name) for name in REPLAY_NUMBERS}
+    return {"events": pack_array(replay.events), **numbers}
 
 
 SPEC_KEYS = (
     *("vm", "name", "config", "image", "image_range", "application_range"),
-    *("program", "repeat", "vm_clock", "offset_ms"),
+    *("program", "repeat", "vm_clock", "offset_ms", "replay"),
 )
+REPLAY_NUMBERS = ("pages", "used", "unmovable", "contents")
 
 
 def unpack_spec(packed: Mapping[str, Any]) -> VmSpec:
@@ -135,7 +144,16 @@ def unpack_spec(packed: Mapping[str, Any]) -> VmSpec:
         repeat=_as(bool, packed["repeat"]),
         vm_clock=_as(bool, packed["vm_clock"]),
         offset_ms=whole(packed["offset_ms"]),
+        replay=None if packed["replay"] is None else _unpack_replay(packed["replay"]),
     )
+
+
+def _unpack_replay(packed: Mapping[str, Any]) -> Replay:
+    require_keys(packed, ("events", *REPLAY_NUMBERS))
+    events = unpack_array(packed["events"], EVENT, (None,))
+    replay = Replay(events, **{name: whole(packed[name]) for name in REPLAY_NUMBERS})
+    require_sound(replay)
+    return replay
 
 
 def require_keys(packed: Mapping[str, Any], keys: Collection[str]) -> None:
@@ -159,8 +177,10 @@ def _require_program(rows: Rows) -> None:
     for name in (
         *("growth_pages_per_s", "active_pages", "data_pages"),
         *("writes_permille", "cpu_permille"),
+        *("transmit_pages_per_s", "transmit_set_pages"),
     ):
         holds[name] = bool((rows[name] >= 0).all())
+    holds["transmit"] = bool((rows["transmit_pages_per_s"] <= pages(TRANSMIT_MAX)).all())
     wrong = [name for name, is_right in holds.items() if not is_right]
     if wrong:
         raise ValueError(f"a program with wrong {wrong[0]}")
@@ -180,18 +200,20 @@ def whole(value: Any) -> int:
 
 
 CONFIGURED = (
-    *("host", "seed", "sample", "dt_ms", "machine", "goal", "down_soft", "down_hard", "down_low"),
-    *("up_high", "up_soft", "up_hard", "scan_rate_total", "scan_rate_vm", "scan_time_ms"),
-    *("sharing", "balloon_poll_ms", "inflate_rate", "deflate_rate", "balloon_max_permille"),
-    *("balance_ms", "claim_touched", "deadband_sigmas", "sample_pages", "sample_ms", "tax_k"),
-    *("swap_latency_ns", "swap_iops", "swap_cluster", "cpus", "cow_ns", "scan_ns"),
+    *("host", "seed", "sample", "dt_ms", "machine", "highmem", "goal", "down_soft", "down_hard"),
+    *("down_low", "up_high", "up_soft", "up_hard", "scan_rate_total", "scan_rate_vm"),
+    *("scan_time_ms", "sharing", "balloon_poll_ms", "inflate_rate", "deflate_rate"),
+    *("balloon_max_permille", "balance_ms", "claim_touched", "deadband_sigmas", "sample_pages"),
+    *("sample_ms", "tax_k", "swap_latency_ns", "swap_iops", "swap_cluster", "cpus", "cow_ns"),
+    *("scan_ns", "copy_ns", "copy_threshold", "remap"),
     *("share_first", "map_clean", "skip_overwritten"),
 )
 """Fields of a host's row that follow from its configuration."""
 SPECIFIED = (
     *("size_slots", "reservation", "limit", "shares", "vcpus", "sharing", "driver", "balloon_max"),
-    *("guest_swap", "windows", "copies_permille", "footprint", "kernel", "boot_ms"),
-    *("disk_latency_ns", "disk_iops", "vm_clock", "repeat", "offset_ms"),
+    *("guest_swap", "windows", "copies_permille", "pool", "footprint", "kernel"),
+    *("boot_ms", "disk_latency_ns", "disk_iops", "vm_clock", "repeat", "offset_ms"),
+    *("replay_len", "touchable"),
 )
 """Fields of a VM's row that follow from its spec and its host's configuration."""
 
@@ -210,10 +232,12 @@ def out_of_range(row: Any, sampled: Array, spec: VmSpec) -> list[str]:
         "sampled": bool(((sampled >= 0) & (sampled < n)).all()),
         "guest": 0 <= row["brk"] <= n and 0 <= row["scrub_cursor"] <= n,
         "window": 0 < row["span"] <= n - row["kernel"]
-        and 0 <= row["window"] <= n  # beyond the span right after boot: `work` wraps it
+        # Right after boot it may lie beyond the span: `work` wraps it.
+        and 0 <= row["window"] <= n - row["kernel"]
         and 0 <= row["active"] <= row["span"],
         "cursors": 0 <= row["free_cursor"] < n and 0 <= row["given"] < n and row["sweep"] >= 0,
         "carry": 0 <= row["touch_carry"] <= spec.program["touch_interval_ms"].max(),
+        "event": min(row["footprint"], row["replay_len"]) <= row["event"] <= row["replay_len"],
         "cause": 0 <= row["cause"] < N_CAUSES,
         "cycle": row["cycle_start_ms"] >= 0 and row["start_ms"] >= 0,
     }

@@ -32,12 +32,15 @@ ROW = np.dtype(
         ("locality", np.int32),
         ("drift_permille_per_h", np.int32),
         ("cpu_permille", np.int32),
+        ("transmit_pages_per_s", np.int64),
+        ("transmit_set_pages", np.int64),
     ],
     align=True,
 )
 """until_ms: exclusive end of the row, from the program's start (end of boot); rising.
 data_pages: what touches are spread over, the active pages and data on the guest's disk; 0: the
-active pages alone."""
+active pages alone. transmit_set_pages: the first pages in use, that the guest transmits from by
+rank."""
 
 Rows = npt.NDArray[Any]
 """(n_rows,) ROW."""
@@ -69,3 +72,5 @@ def _fill(row: Any, phase: Phase, size_pages: int) -> None:
     row["locality"] = LOCALITIES.index(phase.locality)
     row["drift_permille_per_h"] = phase.drift
     row["cpu_permille"] = phase.cpu
+    row["transmit_pages_per_s"] = pages(phase.transmit)
+    row["transmit_set_pages"] = _pages_of(phase.transmit_set, size_pages)

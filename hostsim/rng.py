@@ -10,7 +10,7 @@ import numpy as np
 
 from hostsim.jit import i64, kernel, small
 
-TOUCH, SCAN, SWAP, ORDER, GUEST, SAMPLE, DEFLATE = range(1, 8)
+TOUCH, SCAN, SWAP, ORDER, GUEST, SAMPLE, DEFLATE, TRANSMIT, REMAP, POOL = range(1, 11)
 """Purposes: what a stream is for."""
 
 _WEYL = np.uint64(0x9E3779B97F4A7C15)
@@ -37,10 +37,15 @@ def stream(seed: int, purpose: int, owner: int, tick: int) -> np.uint64:
 
 
 @small
+def word(key: np.uint64, index: int) -> np.uint64:
+    """Draw `index` of stream `key`: 64 uniform bits."""
+    return mix(key + np.uint64(index) * _WEYL)
+
+
+@small
 def below(key: np.uint64, index: int, bound: int) -> int:
     """Draw `index` of stream `key`, uniform in [0, bound), for bound < 2**32.
 
     Multiply-shift of the upper 32 bits; the bias is below bound / 2**32.
     """
-    word = mix(key + np.uint64(index) * _WEYL)
-    return i64(((word >> _32) * np.uint64(bound)) >> _32)
+    return i64(((word(key, index) >> _32) * np.uint64(bound)) >> _32)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from hostsim import rng
+from hostsim.frames import disown, release_frame
 from hostsim.jit import i64, kernel, small
 from hostsim.state import (
     ACCESSED,
@@ -33,6 +34,15 @@ from hostsim.state import (
 DRAWS_PER_PAGE = 4
 """Random pages drawn, at most, for one page of scan budget: pages without a frame are passed over
 (they cannot be hashed), and a VM with next to none must not stall the scan."""
+
+
+@small
+def shared_saved(st: HostState) -> int:
+    """SHARED pages minus distinct shared frames, in slots."""
+    total = 0
+    for i in range(count_vms(st)):
+        total += st.vms[st.order[i]].shared
+    return total - st.host[0].distinct
 
 
 @small
@@ -125,15 +135,19 @@ def rewrite(st: HostState, v: int, ppn: int, word: int) -> None:
 
 
 @kernel
-def _to_shared(st: HostState, v: int, ppn: int) -> None:
-    """A RESIDENT page becomes a reference to the shared frame of its content."""
+def _to_shared(st: HostState, v: int, ppn: int) -> int:
+    """A RESIDENT page becomes a reference to the shared frame of its content.
+
+    Returns the kind of the frame that it had of its own.
+    """
     slot = st.vms[v].base_slot + ppn
     accessed = i64(st.page[slot]) & ACCESSED
+    kind = disown(st, v, slot)
     set_state(st, slot, SHARED)
     st.page[slot] = i64(st.page[slot]) | accessed
     st.refs[i64(st.content[slot]) & INDEX] += 1
-    st.vms[v].resident -= 1
     st.vms[v].shared += 1
+    return kind
 
 
 @kernel
@@ -148,8 +162,7 @@ def match(st: HostState, v: int, ppn: int, insert_hint: int) -> int:
     word = i64(st.content[slot])
     if word & UNIQUE == 0:
         if st.refs[word] > 0:
-            _to_shared(st, v, ppn)
-            host.free += 1
+            release_frame(st, _to_shared(st, v, ppn))
             return 1
         hint = st.hints[word]
         if hint >= 0:
@@ -158,10 +171,9 @@ def match(st: HostState, v: int, ppn: int, insert_hint: int) -> int:
             other = i64(st.content[st.vms[other_v].base_slot + other_ppn])
             host.stale_hints += drop_hint(st, other_v, other_ppn)
             if other == word:
-                _to_shared(st, other_v, other_ppn)
-                _to_shared(st, v, ppn)
+                st.shared_kind[word] = _to_shared(st, other_v, other_ppn)
+                release_frame(st, _to_shared(st, v, ppn))
                 host.distinct += 1
-                host.free += 1
                 return 1
         if insert_hint == 1:
             st.hints[word] = v << PPN_BITS | ppn

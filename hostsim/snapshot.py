@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hostsim import contents, invariants
-from hostsim.composition import class_base, compose, range_lengths
+from hostsim.composition import class_base, compose
 from hostsim.config import HostConfig
 from hostsim.contents import Key, Range
 from hostsim.guest_config import GuestImage
 from hostsim.host import Host
-from hostsim.load import fill_vm, program_slots
+from hostsim.load import content_lengths, copy_counters, fill_vm, program_slots
 from hostsim.packing import (
     CONFIGURED,
     SPECIFIED,
@@ -36,11 +36,16 @@ from hostsim.packing import (
     unseal,
     whole,
 )
+from hostsim.replay import EVENT
+from hostsim.spec import VmSpec
 from hostsim.state import (
     ARRAYS,
     INDEX,
+    N_CLASSES,
     PPN_BITS,
+    SHARED,
     STALE,
+    STATE,
     UNIQUE,
     VM,
     Array,
@@ -55,7 +60,7 @@ WINDOW_SPACE = ("loud", "heard", "heard_at", "n_heard", "powers")
 DERIVED = ("kinds", "ranks", "class_counts", "periods", "scratch", "active", *WINDOW_SPACE)
 """Arrays that follow from the rest, or hold nothing between two calls."""
 POSITIONS = (
-    *("base_slot", "program", "pattern"),
+    *("base_slot", "program", "replay", "pattern"),
     *("zero", "image_base", "app_base", "dup_base"),
 )
 """Fields of a VM row that say where on this host something lies."""
@@ -112,25 +117,29 @@ def digest(host: Host) -> str:
     for vm in host.vm_ids():
         total.update(_meaning_of(host, host.row_of(vm)))
     total.update(_stale_hints(host).tobytes())
+    total.update(st.copied.tobytes())
     return total.hexdigest()
 
 
 def _meaning_of(host: Host, v: int) -> bytes:
-    """One VM: its row without positions, pages, contents, sample, lost time, program."""
+    """One VM: its row without positions, pages, contents, sample, lost time, program, replay."""
     st, row = host.state, host.state.vms[v]
     plain = st.vms[v : v + 1].copy()
     for name in POSITIONS:
         plain[name] = 0
     cut = slice(row.base_slot, row.base_slot + row.size_slots)
     words = to_local(st.content[cut].astype(np.int64), ranges_of(host, v))
+    shared = st.page[cut] & int(STATE) == int(SHARED)
     parts = [
         plain,
         st.page[cut],
         words,
+        st.shared_kind[st.content[cut][shared] & int(INDEX)],
         st.sampled[v, : row.samples],
         st.lost[v],
         st.debts[v],
         st.programs[row.program : row.program + row.program_len],
+        st.replay[row.replay : row.replay + row.replay_len],
     ]
     return b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
 
@@ -224,10 +233,11 @@ def _state(packed: Mapping[str, Any], host: Host) -> HostState:
     shapes: dict[str, tuple[int | None, ...]] = {
         name: (None,) * ndim for name, (_, ndim) in ARRAYS.items()
     }
-    per_row = {"vms": (), "order": (), "lost": (8,), "debts": (8,), "class_base": (3, 5)}
+    per_row = {"vms": (), "order": (), "lost": (8,), "debts": (8,), "class_base": (3, N_CLASSES)}
     shapes |= {name: (n_rows, *rest) for name, rest in per_row.items()}
     shapes |= {"sampled": (n_rows, host.config.sampling.pages), "host": (1,), "level_ms": (4,)}
-    shapes |= {"refs": (n_contents,), "hints": (n_contents,)}
+    shapes |= dict.fromkeys(("refs", "hints", "shared_kind"), (n_contents,))
+    shapes |= {"copied": (copy_counters(host.config, host.sample), 2)}
     arrays = {
         name: unpack_array(packed[name], dtype, shapes[name])
         for name, (dtype, _) in ARRAYS.items()
@@ -259,11 +269,13 @@ def _require_sound(host: Host) -> None:
     for start, length, total in (
         ("base_slot", "size_slots", len(st.page)),
         ("program", "program_len", len(st.programs)),
+        ("replay", "replay_len", len(st.replay)),
     ):
-        by_start = rows[np.argsort(rows[start], kind="stable")]
+        by_start = rows[rows[length] > 0]  # a VM that replays nothing lies nowhere
+        by_start = by_start[np.argsort(by_start[start], kind="stable")]
         ends = np.cumsum(by_start[length])
-        tiled = np.concatenate([[0], ends[:-1]]) if len(on) else by_start[start]
-        whole_size = int(ends[-1]) if len(on) else 0
+        tiled = np.concatenate([[0], ends[:-1]])[: len(ends)]
+        whole_size = int(ends[-1]) if len(ends) else 0
         if by_start[start].tolist() != tiled.tolist() or whole_size != total:
             raise PackingError(f"host: {start} does not divide {total}")
     if len(st.content) != len(st.page):
@@ -292,7 +304,7 @@ def _require_sound_vm(host: Host, v: int) -> None:
     fill_vm(expected, spec, layout, st.host[0])
     require_equal(row, expected, SPECIFIED)
     n = int(row.size_slots)
-    ranges, lengths = ranges_of(host, v), range_lengths(layout, kernel, footprint, n)
+    ranges, lengths = ranges_of(host, v), content_lengths(row, spec, layout)
     words = st.content[row.base_slot : row.base_slot + n].astype(np.int64)
     program = st.programs[row.program : row.program + row.program_len].view(np.ndarray)
     kept = [row.zero, row.image_base, row.app_base, row.dup_base]
@@ -302,6 +314,7 @@ def _require_sound_vm(host: Host, v: int) -> None:
         "contents": bool(_are_of(words, ranges).all()),
         "program": np.array_equal(program, program_slots(spec.program, host.sample)),
         "row": 0 <= row.row < row.program_len,
+        "replay": _is_replay(spec, st.replay[row.replay : row.replay + row.replay_len]),
         "pattern": host.images.index(spec.image) == row.pattern,
         "classes": np.array_equal(st.class_base[v], class_base(layout, kernel, footprint)),
         "samples": 0 <= row.samples <= st.sampled.shape[1],
@@ -310,6 +323,12 @@ def _require_sound_vm(host: Host, v: int) -> None:
     wrong = wrong or out_of_range(row, st.sampled[v, : row.samples], spec)
     if wrong:
         raise PackingError(f"host: {wrong[0]} of VM {row.vm} out of range")
+
+
+def _is_replay(spec: VmSpec, events: Array) -> bool:
+    """Whether a host has of a VM what its spec says that it replays."""
+    expected = np.zeros(0, EVENT) if spec.replay is None else spec.replay.events
+    return np.array_equal(events.view(np.ndarray), expected)
 
 
 def _are_of(words: Array, ranges: VmRanges) -> Array:

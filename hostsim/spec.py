@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hostsim.config import VmConfig
 from hostsim.guest_config import GuestImage
 from hostsim.program import Rows
+from hostsim.replay import Replay
 from hostsim.units import VmId
 
 
@@ -30,3 +31,5 @@ class VmSpec:
     """True: rows end on the VM's own clock (phases). False: on the wall clock (traces)."""
     offset_ms: int = 0
     """Where in the program the VM starts (stagger)."""
+    replay: Replay | None = None
+    """Instead of what `image` plans for pages, and beside the program: what a real guest's held."""

@@ -4,11 +4,11 @@ A frame is named by what it holds: a private frame is its (VM, PPN), a shared fr
 So no machine page number is stored: free memory is a count and a shared frame a reference count.
 The page of VM row v with number ppn lies at slot vms[v].base_slot + ppn of `page` and `content`.
 
-State byte (`page`): bits 0-2 state, 3 hint, 4 kind (where the frame lies; 0 = ordinary memory),
-5 accessed, 6-7 guest use. Accessed is cleared by the sampler and set by every touch; on a BALLOONED
-page it records that the host had backed the page when the guest pinned it, on a SWAPPED page that
-the host dropped it: its data is on the guest's own disk. So is that of a page whose use is not FREE
-while its state is BALLOONED or UNTOUCHED.
+State byte (`page`): bits 0-2 state, 3 hint, 4 kind, 5 accessed, 6-7 guest use. Kind is set exactly
+when the page is RESIDENT and its frame lies in high memory, beyond the reach of devices. Accessed
+is cleared by the sampler and set by every touch; on a BALLOONED page it records that the host had
+backed the page when the guest pinned it, on a SWAPPED page that the host dropped it: its data is on
+the guest's own disk. So is that of a page in use whose state is BALLOONED or UNTOUCHED.
 
 Content word (`content`): bit 31 unique (a fresh guest write: can never match another page), bit 30
 stale (the page owns a hint and was rewritten since), bits 0-29 the host-local content index, or for
@@ -26,6 +26,7 @@ from numba.extending import typeof_impl
 
 from hostsim.jit import Arrays, address_table, i64, small
 from hostsim.program import ROW
+from hostsim.replay import EVENT
 
 UNTOUCHED, RESIDENT, SHARED, BALLOONED, SWAPPED = map(i64, range(5))
 """Exclusive states of a page (design section 4)."""
@@ -51,9 +52,9 @@ N_CAUSES = 8
 PATTERN = 1000
 """Slots after which the composition of a guest image repeats, at most: entries are permille."""
 IN_KERNEL, IN_FOOTPRINT, IN_GROWTH = map(i64, range(3))
-ZERO, IMAGE, APPLICATION, DUPLICATE, FRESH = map(i64, range(5))
+ZERO, IMAGE, APPLICATION, DUPLICATE, FRESH, POOL = map(i64, range(6))
 """Content classes of a page at its first use."""
-N_CLASSES = 5
+N_CLASSES = 6
 
 
 def _fields(kind: type, names: str) -> list[tuple[str, type]]:
@@ -61,10 +62,11 @@ def _fields(kind: type, names: str) -> list[tuple[str, type]]:
 
 
 HOST = np.dtype(
-    # Identity and time.
-    _fields(np.int64, "host seed sample now_ms dt_ms tick")
+    # Identity and time, then where reclamation stands.
+    _fields(np.int64, "host seed sample now_ms dt_ms tick level level_free rebalance")
     # Frames: machine = memory - reserve; free = machine - overhead - private - distinct.
-    + _fields(np.int64, "machine overhead free distinct hint_frames level level_free rebalance")
+    # highmem: those of the machine that lie high, highmem_free: those of the free ones.
+    + _fields(np.int64, "machine highmem overhead free highmem_free distinct hint_frames")
     # Thresholds in slots: enter a level below down_*, leave it upwards above up_*; goal: enough.
     + _fields(np.int64, "goal down_soft down_hard down_low up_high up_soft up_hard")
     # Options, flattened from config once.
@@ -72,39 +74,40 @@ HOST = np.dtype(
     + _fields(np.int64, "balloon_poll_ms inflate_rate deflate_rate balloon_max_permille")
     + _fields(np.int64, "balance_ms claim_touched deadband_sigmas sample_pages sample_ms")
     + _fields(np.float64, "tax_k")
-    + _fields(np.int64, "swap_latency_ns swap_iops swap_cluster cpus cow_ns scan_ns")
-    + _fields(np.int64, "share_first map_clean skip_overwritten")
+    + _fields(np.int64, "swap_latency_ns swap_iops swap_cluster share_first map_clean")
+    + _fields(np.int64, "skip_overwritten cpus cow_ns scan_ns copy_ns copy_threshold remap")
     # Carried remainders and budgets of the current step.
     + _fields(np.int64, "scan_carry swap_io_carry swap_io_left swap_cluster_left scanned_last_step")
     # Counters since the last measurement, in slots; CPU demand in permille of a core x ms.
-    + _fields(np.int64, "zero_fills scanned shares_made stale_hints cow_breaks cow_reuses")
-    + _fields(np.int64, "inflated deflated pops swap_outs swap_ins double_pagings stale_reads")
-    + _fields(np.int64, "shared_before_swap swap_drops swap_skips guest_page_ins guest_page_outs")
-    + _fields(np.int64, "guest_refusals stalled_touches minor_faults cpu_demand_ms"),
+    + _fields(np.int64, "zero_fills scanned shares_made stale_hints cow_breaks cow_reuses inflated")
+    + _fields(np.int64, "deflated pops swap_outs swap_ins swap_drops swap_skips stale_reads remaps")
+    + _fields(np.int64, "double_pagings shared_before_swap guest_page_ins guest_page_outs copies")
+    + _fields(np.int64, "guest_refusals stalled_touches minor_faults cpu_demand_ms transmits"),
     align=True,
 )
 """Scalars of a host. Rates are pages a second x 1000, whatever a slot stands for."""
 
 VM = np.dtype(
-    _fields(
-        np.int64, "vm base_slot size_slots reservation limit shares overhead overhead_due vcpus"
-    )
-    + _fields(np.int64, "sharing driver salt")
+    _fields(np.int64, "vm base_slot size_slots reservation limit shares overhead overhead_due")
+    + _fields(np.int64, "vcpus sharing driver salt")
     # Pages by state (slots); backed = BALLOONED pages that gave the host a frame or swap slot;
     # swap_space = size - reservation, or what was swapped when the reservation was raised.
     + _fields(np.int64, "untouched resident shared ballooned swapped backed swap_space")
+    # RESIDENT pages, and slots of overhead, whose frames lie in high memory.
+    + _fields(np.int64, "highmem overhead_highmem")
     # Policy: what the VM should have, what its balloon should hold.
     + _fields(np.int64, "target balloon_target balloon_max blocked touched_before gave")
     # Content: families that it draws from, and where their ranges lie on this host.
     + _fields(np.int64, "image_family app_family zero image_base app_base dup_base")
-    + _fields(np.int64, "pattern copies_permille windows")
+    + _fields(np.int64, "pattern copies_permille pool windows")
     # Guest: unmovable slots first, then the boot footprint; brk = first slot never used.
     + _fields(np.int64, "kernel footprint brk window span active guest_free cache anon")
     + _fields(np.int64, "guest_swapped guest_swap booted boot_ms scrub_cursor lost_driver")
     + _fields(np.int64, "free_cursor sweep gifts given disk_latency_ns disk_iops disk_io_left")
-    # Program: rows [program, program + program_len) and the one in force.
+    # Program: rows [program, program + program_len) and the one in force; replay the same way,
+    # and its next event; touchable: slots from the first that the workload may come to.
     + _fields(np.int64, "program program_len row vm_clock repeat cycle_start_ms start_ms offset_ms")
-    + _fields(np.int64, "boot_end_ns")
+    + _fields(np.int64, "boot_end_ns replay replay_len event touchable")
     # Clocks: executed VM time, what the last cost was for, work left undone.
     + _fields(np.int64, "clock_ns left_ns cause backlog_ns on_ns touches serial")
     # Sampler.
@@ -112,7 +115,7 @@ VM = np.dtype(
     + _fields(np.float64, "slow fast")
     # Carried remainders.
     + _fields(np.int64, "scan_carry inflate_carry deflate_carry touch_carry grow_carry")
-    + _fields(np.int64, "drift_carry disk_io_carry scrub_carry"),
+    + _fields(np.int64, "drift_carry disk_io_carry scrub_carry transmit_carry"),
     align=True,
 )
 """Scalars of a VM. A row is free exactly when vm is -1. Sizes in slots, times as named."""
@@ -134,16 +137,19 @@ class HostState:
     page        (n_slots,) uint8   state bytes
     content     (n_slots,) uint32  content words
     refs        (n_contents,) int64  pages in state SHARED per content
+    shared_kind (n_contents,) uint8  KIND exactly when a shared frame holds it in high memory, or 0
     hints       (n_contents,) int64  hinting page as row << 40 | ppn, or -1
     stale_page  (n_stale,) int64   open addressing (power of two): pages, as row << 40 | ppn, that
     stale_at    (n_stale,) int64   own a stale hint on a common content; that content; -1 = empty
+    copied      (n_counters, 2) int64  a page as vm << 40 | ppn, or -1; how often it was copied
     sampled     (n_rows, n_samples) int64  PPNs of the running sampling period
     kinds       (n_images, 3, PATTERN) int64  guest use * 8 + content class of a pattern's slots
     ranks       (n_images, 3, PATTERN) int64  how many slots of the same class come before each
-    class_counts (n_images, 3, 5) int64   slots of each class in one pattern
+    class_counts (n_images, 3, 6) int64   slots of each class in one pattern
     periods     (n_images, 3) int64       slots after which each section's pattern repeats
-    class_base  (n_rows, 3, 5) int64  slots of each class in a VM's sections before this one
+    class_base  (n_rows, 3, 6) int64  slots of each class in a VM's sections before this one
     programs    (n_program_rows,) ROW  workloads, in slots
+    replay      (n_events,) EVENT  what VMs that stand for real guests replay
     scratch     (5, n_rows) int64  working space of one call, as kernels allocate nothing
     active      (n_rows,) float64  the same
     loud        (n_loud,) uint8    the same: loudness by place in one VM's active window, see `loud`
@@ -162,9 +168,11 @@ class HostState:
     page: Array
     content: Array
     refs: Array
+    shared_kind: Array
     hints: Array
     stale_page: Array
     stale_at: Array
+    copied: Array
     sampled: Array
     kinds: Array
     ranks: Array
@@ -172,6 +180,7 @@ class HostState:
     periods: Array
     class_base: Array
     programs: Array
+    replay: Array
     scratch: Array
     active: Array
     loud: Array
@@ -182,7 +191,7 @@ class HostState:
     table: Array = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("host", "vms", "programs"):
+        for name in ("host", "vms", "programs", "replay"):
             object.__setattr__(self, name, getattr(self, name).view(np.recarray))
         arrays = [getattr(self, name) for name in ARRAYS]
         object.__setattr__(self, "table", address_table(arrays))
@@ -203,9 +212,11 @@ ARRAYS: dict[str, tuple[np.dtype[Any], int]] = {
     "page": (np.dtype(np.uint8), 1),
     "content": (np.dtype(np.uint32), 1),
     "refs": (INT, 1),
+    "shared_kind": (np.dtype(np.uint8), 1),
     "hints": (INT, 1),
     "stale_page": (INT, 1),
     "stale_at": (INT, 1),
+    "copied": (INT, 2),
     "sampled": (INT, 2),
     "kinds": (INT, 3),
     "ranks": (INT, 3),
@@ -213,6 +224,7 @@ ARRAYS: dict[str, tuple[np.dtype[Any], int]] = {
     "periods": (INT, 2),
     "class_base": (INT, 3),
     "programs": (ROW, 1),
+    "replay": (EVENT, 1),
     "scratch": (INT, 2),
     "active": (np.dtype(np.float64), 1),
     "loud": (np.dtype(np.uint8), 1),
@@ -250,8 +262,8 @@ def use_of(st: HostState, slot: int) -> int:
 
 @small
 def set_state(st: HostState, slot: int, state: int) -> None:
-    """Move a page to `state`; hint and accessed bits go, kind and use stay."""
-    st.page[slot] = (i64(st.page[slot]) & ~(STATE | HINT | ACCESSED)) | state
+    """Move a page to `state`; hint, kind and accessed bits go, use stays."""
+    st.page[slot] = (i64(st.page[slot]) & ~(STATE | HINT | KIND | ACCESSED)) | state
 
 
 @small
@@ -276,18 +288,6 @@ def entitled(st: HostState, v: int) -> int:
 
 
 @small
-def shared_saved(st: HostState) -> int:
-    """SHARED pages minus distinct shared frames, in slots."""
-    total = 0
-    for i in range(st.order.size):
-        v = st.order[i]
-        if v < 0:
-            break
-        total += st.vms[v].shared
-    return total - st.host[0].distinct
-
-
-@small
 def slot_unit(st: HostState) -> int:
     """Millionths of a page in one slot: what a carry must reach for a slot to be due."""
     return MILLIONTHS * st.host[0].sample
@@ -309,7 +309,7 @@ def due(st: HostState, period_ms: int) -> int:
     return now_ms // period_ms - (now_ms - st.host[0].dt_ms) // period_ms
 
 
-def empty(n_rows: int, n_samples: int) -> HostState:
+def empty(n_rows: int, n_samples: int, n_counters: int = 1) -> HostState:
     """A host's arrays with no VM."""
     vms = np.zeros(n_rows, VM).view(np.recarray)
     vms["vm"] = -1
@@ -323,9 +323,11 @@ def empty(n_rows: int, n_samples: int) -> HostState:
         page=np.zeros(0, np.uint8),
         content=np.zeros(0, np.uint32),
         refs=np.zeros(0, np.int64),
+        shared_kind=np.zeros(0, np.uint8),
         hints=np.zeros(0, np.int64),
         stale_page=np.full(8, -1, np.int64),
         stale_at=np.full(8, -1, np.int64),
+        copied=np.full((n_counters, 2), -1, np.int64),
         sampled=np.full((n_rows, n_samples), -1, np.int64),
         kinds=np.zeros((0, 3, PATTERN), np.int64),
         ranks=np.zeros((0, 3, PATTERN), np.int64),
@@ -333,6 +335,7 @@ def empty(n_rows: int, n_samples: int) -> HostState:
         periods=np.zeros((0, 3), np.int64),
         class_base=np.zeros((n_rows, 3, N_CLASSES), np.int64),
         programs=np.zeros(0, ROW).view(np.recarray),
+        replay=np.zeros(0, EVENT).view(np.recarray),
         scratch=np.zeros((5, n_rows), np.int64),
         active=np.zeros(n_rows, np.float64),
         **window_space(0),
@@ -343,8 +346,5 @@ def empty(n_rows: int, n_samples: int) -> HostState:
 
 def window_space(n: int) -> dict[str, Array]:
     """Working space for active windows of up to `n` pages."""
-    return {
-        "loud": np.zeros(n, np.uint8),
-        "heard": np.zeros(n, np.int32),
-        "heard_at": np.zeros(n, np.int32),
-    }
+    kinds = {"loud": np.uint8, "heard": np.int32, "heard_at": np.int32}
+    return {name: np.zeros(n, kind) for name, kind in kinds.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hostsim import allocate, balloon, reclaim, rng, sample, share, swap, workload
+from hostsim.frames import take_frames
 from hostsim.jit import i64, kernel
 from hostsim.state import (
     HARD,
@@ -16,7 +17,6 @@ from hostsim.state import (
     count_vms,
     due,
     entitled,
-    shared_saved,
     slot_unit,
 )
 
@@ -103,7 +103,7 @@ def charge_overheads(st: HostState) -> None:
             vm.overhead_due -= taken
             vm.overhead += taken
             host.overhead += taken
-            host.free -= taken
+            vm.overhead_highmem += take_frames(st, taken)
 
 
 @kernel
@@ -126,7 +126,7 @@ def machine_to_divide(st: HostState) -> int:
     overheads = host.overhead
     for i in range(count_vms(st)):
         overheads += st.vms[st.order[i]].overhead_due
-    return host.machine - overheads - host.goal + shared_saved(st)
+    return host.machine - overheads - host.goal + share.shared_saved(st)
 
 
 @kernel

@@ -26,7 +26,8 @@ _UNIT = 2.0**-53
 
 @small
 def zipf_rank(word: np.uint64, n: int) -> int:
-    """Rank in [0, n) from a 64-bit draw, Zipf with exponent 1 up to steps of a factor of two.
+    """Rank in [0, n) from a 64-bit draw, Zipf with exponent 1 up to steps of a factor of two, for n
+    up to 2**27.
 
     Ranks fall into octaves [0], [1, 2], [3..6], ... of equal weight (the last by its part), and are
     uniform inside one: integers only, so every CPU draws the same.

@@ -8,12 +8,12 @@ The active set is a window of `active` pages, sliding over the guest's memory.
 
 from __future__ import annotations
 
-from hostsim import guest
+from hostsim import frames, guest, remap, rng
 from hostsim.jit import i64, kernel
 from hostsim.lost import lose, pay_debts, settle
 from hostsim.program import KEEP
 from hostsim.state import BLOCKED, CPU, SCAN_CPU, HostState, slot_unit
-from hostsim.touch import touch_window
+from hostsim.touch import touch_window, zipf_rank
 
 NS_PER_MS = 1_000_000
 
@@ -109,20 +109,90 @@ def resize(st: HostState, v: int, memory: int, rate: int) -> None:
 
 
 @kernel
+def play(st: HostState, v: int) -> None:
+    """What the VM replays and has come due on its own clock. What stalls is tried again."""
+    vm = st.vms[v]
+    until_ms = (vm.clock_ns - vm.boot_end_ns) // NS_PER_MS + st.host[0].dt_ms
+    while vm.event < vm.replay_len and vm.left_ns > 0:
+        event = st.replay[vm.replay + vm.event]
+        if event.at_ms > until_ms:
+            return
+        cost = guest.relive(st, v, i64(event.page), i64(event.word))
+        vm.event += cost >= 0
+        vm.touches += cost >= 0
+        if not settle(st, v, cost):
+            return
+
+
+@kernel
+def transmit(st: HostState, v: int, n: int, n_slots: int) -> None:
+    """The guest transmits `n` times one of its first `n_slots` slots, by rank, while time lasts.
+
+    It reads the slot first, so one that is not in memory is brought in. Ranks are those of pages:
+    Zipf's law is not the same for a k-th of them.
+    """
+    host = st.host[0]
+    vm = st.vms[v]
+    key = rng.stream(host.seed, rng.TRANSMIT, vm.vm, host.tick)
+    for i in range(n):
+        ppn = zipf_rank(rng.word(key, i), n_slots * host.sample) // host.sample
+        cost = guest.access(st, v, ppn, 0)
+        going = settle(st, v, cost)
+        if cost >= 0:
+            lose(st, v, send(st, v, ppn, i) * host.copy_ns * host.sample, CPU)
+        if not going or vm.left_ns == 0:
+            return
+
+
+@kernel
+def send(st: HostState, v: int, ppn: int, draw: int) -> int:
+    """A page in memory, the `draw`-th of this step, goes out. Returns how many pages were copied.
+
+    None when devices reach its frame. Otherwise the page, to a bounce buffer; once that has
+    happened too often also to another frame, and a page that makes way for it.
+    """
+    host = st.host[0]
+    host.transmits += 1
+    if frames.kind_of(st, st.vms[v].base_slot + ppn) == 0:
+        return 0
+    host.copies += 1
+    copies = remap.count_copy(st, v, ppn)
+    if host.remap == remap.NEVER or copies <= host.copy_threshold:
+        return 1
+    if host.free > host.highmem_free:
+        remap.move(st, v, ppn)
+        return 2
+    if host.remap == remap.RANDOM:
+        key = rng.stream(host.seed, rng.REMAP, st.vms[v].vm, host.tick)
+        victim = remap.find_victim(st, key, draw)
+        if victim >= 0:
+            remap.exchange(st, v, ppn, victim)
+            return 3
+    return 1
+
+
+@kernel
 def work(st: HostState, v: int, dt_ns: int) -> None:
-    """One step of the program: resize, drift, touch."""
+    """One step of the program: resize, drift, replay, transmit, touch."""
     host = st.host[0]
     vm = st.vms[v]
     row = st.programs[select_row(st, v)]
     if row.memory_pages != KEEP and row.memory_pages != vm.brk:
         resize(st, v, min(row.memory_pages, vm.size_slots), row.growth_pages_per_s)
-    span = vm.size_slots - vm.kernel if row.memory_pages == KEEP else vm.brk - vm.kernel
+    span = vm.touchable - vm.kernel if row.memory_pages == KEEP else vm.brk - vm.kernel
     vm.span = max(span, 1)
     vm.active = min(row.active_pages, vm.span)
     vm.drift_carry += vm.active * row.drift_permille_per_h * host.dt_ms
     moved = vm.drift_carry // 3_600_000_000
     vm.drift_carry -= moved * 3_600_000_000
     vm.window = (vm.window + moved) % vm.span
+    play(st, v)
+    if row.transmit_pages_per_s > 0:
+        due = row.transmit_pages_per_s * (vm.left_ns // NS_PER_MS)
+        owed = vm.transmit_carry % slot_unit(st) + due
+        vm.transmit_carry = owed % slot_unit(st)
+        n_slots = max(min(row.transmit_set_pages, vm.brk), 1)
+        transmit(st, v, owed // slot_unit(st), n_slots)
     if vm.active == 0:
         return
     reach = max(row.data_pages, vm.active)

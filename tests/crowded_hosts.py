@@ -1,7 +1,8 @@
 """A host that starves, for tests of what must survive anything: saving, moving, damage, a step.
 
 Everything at once: sharing, balloons, paging by host and guests, stalls, all page states, hints
-that went stale. `starved` is one such host as bytes; `snapshot.load(starved())` gives a new one.
+that went stale, frames of both kinds and pages that change places. `starved` is one such host as
+bytes; `snapshot.load(starved())` gives a new one.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from hostsim.spec import VmSpec
 from hostsim.state import STATES
 from hostsim.units import MIB, HostId, VmId
 
-FRAMES, SIZE = 420, 256
+FRAMES, LOW, SIZE = 420, 90, 256
 VMS = (1, 2, 3, 4)
+SENDS = {"transmit": 30, "transmit_set": 120}
 SECOND = 1000
 
 
@@ -33,7 +35,8 @@ def crowded_host(
     """
     slow = {"inflate": scenes.amount(4, 1)}
     fast = {"scan_pages_per_s_vm": 50, "scan_pages_per_s_total": 150}
-    merged = {"balloon": slow, "sharing": fast} | options
+    io = {"low_memory": scenes.amount(LOW, 1), "copy_threshold": 1, "remap": "random"}
+    merged = {"balloon": slow, "sharing": fast, "io": io} | options
     made = Host(HostId(host), scenes.host(1, frames, **merged), seed, 1, SECOND)
     power_on(made, *(crowded_spec(vm) for vm in vms))
     return made
@@ -43,8 +46,8 @@ def crowded_spec(vm: int) -> VmSpec:
     """A VM of a crowded host."""
     does = scenes.phases(
         1,
-        {"active": 90, "drift": 1000, "writes": 400, "locality": "zipf"},
-        {"active": 40, "writes": 800, "memory": 190, "locality": "sweep"},
+        {"active": 90, "drift": 1000, "writes": 400, "locality": "zipf"} | SENDS,
+        {"active": 40, "writes": 800, "memory": 190, "locality": "sweep"} | SENDS,
     )
     trace = scenes.trace(1, (15, 160, 70), (10, 200, 90), (15, 90, 30), writes=600)
     return make_spec(
@@ -73,6 +76,10 @@ def starved() -> bytes:
     for _ in range(300):
         totals = {name: int(host.state.vms[name].sum()) for name in (*STATES, "guest_swapped")}
         stale = int((host.state.stale_page >= 0).sum())
+        totals |= {
+            "high and shared": host.state.shared_kind.any(),
+            "copied": counter(host, "copies"),
+        }
         if all(totals.values()) and stale and counter(host, "hint_frames") > stale:
             return snapshot.save(host)
         host.advance(SECOND)

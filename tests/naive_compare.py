@@ -12,18 +12,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from naive_host import active_fraction, limits
 from naive_index import TRUNCATED, HintFrame
 from naive_machine import ZERO_PAGE, Content
 from naive_pages import content_hash
 from naive_policy import slots
-from naive_state import Annotation, Esx, Use, Vm
+from naive_state import Annotation, Copied, Esx, Use, Vm
 
 from hostsim import contents, sample
 from hostsim.contents import Key, keys_of
 from hostsim.host import Host
 from hostsim.measure import CAUSES
-from hostsim.state import ACCESSED, HINT, INDEX, STALE, STATE, STATES, UNIQUE, USE_SHIFT
+from hostsim.state import (
+    ACCESSED,
+    HINT,
+    INDEX,
+    KIND,
+    PPN_BITS,
+    STALE,
+    STATE,
+    STATES,
+    UNIQUE,
+    USE_SHIFT,
+)
 
 TOLERANCE = 1e-12
 
@@ -50,6 +62,9 @@ EVENTS = [
     "guest_refusals",
     "stalled_touches",
     "cpu_demand_ms",
+    "transmits",
+    "copies",
+    "remaps",
 ]
 """Counters of a host since the last measurement."""
 
@@ -69,6 +84,7 @@ def host_numbers(esx: Esx) -> dict[str, int]:
         "machine": slots(esx.config.memory - esx.config.reserve, esx.sample),
         "overhead": sum(len(vm.overhead) for vm in esx.on()),
         "free": esx.free,
+        "highmem_free": len(esx.machine.free_of(high=True)),
         "distinct": len(esx.index.shared_frames()),
         "hint_frames": len(esx.index.hint_frames()),
         "level": esx.level,
@@ -88,7 +104,7 @@ def host_numbers(esx: Esx) -> dict[str, int]:
     }
 
 
-def vm_numbers(vm: Vm, sample: int) -> dict[str, int]:
+def vm_numbers(esx: Esx, vm: Vm) -> dict[str, int]:
     """What the fast host keeps in a VM row, counted in the twin."""
     guest = vm.guest
     return {
@@ -98,8 +114,10 @@ def vm_numbers(vm: Vm, sample: int) -> dict[str, int]:
         "shares": vm.shares,
         "overhead": len(vm.overhead),
         "overhead_due": vm.overhead_due,
+        "transmit_carry": int(guest.transmit.owed * MILLIONTHS * esx.sample),
         "untouched": len(vm.pages("untouched")),
         "resident": len(vm.pages("resident")),
+        "highmem": sum(1 for p in vm.pages("resident") if esx.is_high(vm, p)),
         "shared": len(vm.pages("shared")),
         "ballooned": vm.count(Annotation.BALLOONED),
         "swapped": len(vm.swap),
@@ -123,6 +141,8 @@ def vm_numbers(vm: Vm, sample: int) -> dict[str, int]:
         "guest_swap": vm.guest_swap,
         "booted": int(guest.booted),
         "scrub_cursor": guest.scrub_cursor,
+        "touchable": vm.touchable,
+        "event": (vm.spec.replay.pages if vm.spec.replay else 0) + guest.replayed,
         "sweep": guest.sweep,
         "disk_io_left": guest.disk_io_left,
         "lost_driver": int(vm.driver_lost),
@@ -134,7 +154,7 @@ def vm_numbers(vm: Vm, sample: int) -> dict[str, int]:
         "samples": len(vm.sampled),
         "periods": vm.periods,
         "period_start_ns": vm.period_start_ns,
-        "scan_carry": int(vm.scan.owed * MILLIONTHS * sample),
+        "scan_carry": int(vm.scan.owed * MILLIONTHS * esx.sample),
     }
 
 
@@ -162,8 +182,9 @@ class Identity:
         return found
 
 
-def content_of(host: Host, keys: tuple[Key, ...], word: int) -> Content | None:
-    """What a content word stands for in a VM that draws from `keys`; None = unique."""
+def content_of(host: Host, keys: tuple[Key, ...], pool: int, word: int) -> Content | None:
+    """What a content word stands for in a VM that draws from `keys`, with so many contents in the
+    pool of its image; None = unique."""
     if word & UNIQUE:
         return None
     for key in keys:
@@ -174,6 +195,8 @@ def content_of(host: Host, keys: tuple[Key, ...], word: int) -> Content | None:
                 return ZERO_PAGE
             family = key.family if key.family >= 0 else f"of image {-1 - key.family}"
             name = ("", "image", "application", "duplicate")[key.kind]
+            if name == "image":
+                name, j = ("pool", j) if j < pool else ("image", j - pool)
             return f"{name} {family} {j}".encode()
     raise AssertionError(f"content {word & INDEX} lies in none of {keys}")
 
@@ -184,12 +207,23 @@ def differences(host: Host, esx: Esx, identity: Identity) -> list[Difference]:
     for level in range(4):
         found += _unequal(f"ms at level {level}", host.state.level_ms[level], esx.level_ms[level])
     found += _unequal("VMs", host.vm_ids(), sorted(esx.vms))
+    found += _unequal("copies", _copied(host), esx.copied)
     unique: dict[tuple[int, int], tuple[int, Content]] = {}
     for vm in esx.on():
         v = int((host.state.vms["vm"] == vm.spec.vm).argmax())
-        found += _vm_differences(host, vm, v)
+        found += _vm_differences(host, esx, vm, v)
         found += _pages_differences(host, esx, vm, v, unique)
     return found + identity.differences(unique)
+
+
+def _copied(host: Host) -> dict[int, Copied]:
+    """Pages with a copy counter, by place."""
+    table = host.state.copied
+    found = {}
+    for i in np.flatnonzero(table[:, 0] >= 0).tolist():
+        name, copies = table[i].tolist()
+        found[i] = Copied(*divmod(name, 1 << int(PPN_BITS)), copies)
+    return found
 
 
 def _unequal(what: str, fast: Any, twin: Any) -> Iterator[Difference]:
@@ -202,9 +236,9 @@ def _numbers(what: str, row: Any, numbers: dict[str, int]) -> Iterator[Differenc
         yield from _unequal(f"{what} {name}", int(row[name]), twin)
 
 
-def _vm_differences(host: Host, vm: Vm, v: int) -> Iterator[Difference]:
+def _vm_differences(host: Host, esx: Esx, vm: Vm, v: int) -> Iterator[Difference]:
     st, name = host.state, f"VM {vm.spec.vm}"
-    yield from _numbers(name, st.vms[v], vm_numbers(vm, host.sample))
+    yield from _numbers(name, st.vms[v], vm_numbers(esx, vm))
     for cause, lost_ns in zip(CAUSES, st.lost[v].tolist(), strict=True):
         yield from _unequal(f"{name} ns lost to {cause}", lost_ns, vm.lost[cause])
     for cause, debt_ns in zip(CAUSES, st.debts[v].tolist(), strict=True):
@@ -228,7 +262,7 @@ def _pages_differences(
         holds = guest_reads(esx, vm, ppn)
         if holds is None:
             continue
-        fast = content_of(host, keys, words[ppn])
+        fast = content_of(host, keys, int(row.pool), words[ppn])
         is_unique = holds.startswith(b"written")
         if fast != (None if is_unique else holds):
             yield f"VM {vm.spec.vm} page {ppn} content", fast, holds
@@ -260,6 +294,9 @@ def _page_differences(
         yield from _unequal(f"{where} backed", is_backed, ppn in vm.backed)
         is_dropped = state == "swapped" and byte & ACCESSED != 0
         yield from _unequal(f"{where} dropped", is_dropped, ppn in vm.dropped)
+    if entry is not None:
+        kind = int(host.state.shared_kind[word & INDEX]) if entry.cow else byte & KIND
+        yield from _unequal(f"{where} is high", kind != 0, esx.is_high(vm, ppn))
     yield from _hint_differences(esx, vm, ppn, byte, word)
     if entry is not None and entry.cow:
         refs = int(host.state.refs[word & INDEX])

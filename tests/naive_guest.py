@@ -50,6 +50,17 @@ def access(esx: Esx, vm: Vm, ppn: int, is_write: bool) -> int:
     return pages.touch(esx, vm, ppn, None)
 
 
+def relive(esx: Esx, vm: Vm, ppn: int, content: Content | None) -> int:
+    """A real guest wrote or read the page, whatever it used it for. Cost in ns."""
+    guest, cost = vm.guest, 0
+    if vm.pmap.get(ppn) in (None, Annotation.BALLOONED):  # neither in memory nor in host swap
+        cost = fault_in(esx, vm, ppn, free_becomes=Use.ANON)
+    cost += pages.touch(esx, vm, ppn, content)
+    if guest.use[ppn] is Use.CACHE and content is not None:  # it mirrors another file now
+        guest.home[ppn] = content
+    return cost
+
+
 def populate(esx: Esx, vm: Vm, ppn: int) -> int:
     """The guest's memory in use reaches a page. What it has there already is left alone."""
     if vm.guest.use[ppn] is Use.FREE or ppn in vm.guest.away:
@@ -352,6 +363,7 @@ def reset(vm: Vm) -> None:
         disk_io=old.disk_io,
         drift=old.drift,
         touch_credit=old.touch_credit,
+        transmit=old.transmit,
     )
     vm.debts = Counter()
     vm.driver_lost = True

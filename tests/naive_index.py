@@ -150,6 +150,16 @@ class ContentIndex:
             self.records[before] = linked.packed()
         del self.records[number]
 
+    def renumber(self, mpns: dict[int, int]) -> None:
+        """Frames were moved, to MPNs that are free or moved themselves: their records follow."""
+        for old, number in [(mpn, self.numbers.pop(mpn, None)) for mpn in mpns]:
+            if number is not None:
+                record = replace(unpacked(self.records[number]), mpn=mpns[old])
+                self.records[number] = record.packed()
+                self.numbers[mpns[old]] = number
+        counts = {mpn: self.overflow.pop(mpn) for mpn in mpns if mpn in self.overflow}
+        self.overflow |= {mpns[mpn]: count for mpn, count in counts.items()}
+
     def shared_frames(self) -> list[SharedFrame]:
         every = map(unpacked, self.records.values())
         return [record for record in every if isinstance(record, SharedFrame)]

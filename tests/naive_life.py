@@ -7,14 +7,16 @@ import naive_policy as policy
 from naive_index import ContentIndex
 from naive_machine import ZERO_PAGE, Content, Machine
 from naive_policy import slots
-from naive_state import Esx, Guest, Row, Use, Vm
+from naive_state import Esx, Event, Guest, Row, Use, Vm
 
+from hostsim import rng
 from hostsim.composition import compose
 from hostsim.config import HostConfig
 from hostsim.program import KEEP, LOCALITIES
+from hostsim.replay import READ, Replay
 from hostsim.spec import VmSpec
 
-CLASSES = ("zero", "image", "application", "duplicate", "unique")
+CLASSES = ("zero", "image", "application", "duplicate", "unique", "pool")
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not an error
@@ -23,7 +25,8 @@ class Refused(Exception):  # noqa: N818 - an answer, not an error
 
 def new_host(host: int, config: HostConfig, seed: int, sample: int, tick_ms: int) -> Esx:
     n_frames = slots(config.memory - config.reserve, sample)
-    machine = Machine({}, list(range(n_frames)))
+    low_memory = config.memory if config.io.low_memory is None else config.io.low_memory
+    machine = Machine({}, list(range(n_frames)), slots(low_memory, sample))
     return Esx(host, config, seed, sample, tick_ms, machine, ContentIndex(), level_free=n_frames)
 
 
@@ -44,11 +47,14 @@ def why_not_admitted(esx: Esx, spec: VmSpec, reservation: int) -> str | None:
 
 
 def planned_pages(
-    spec: VmSpec, size: int, kernel: int, footprint: int
+    esx: Esx, spec: VmSpec, size: int, kernel: int, footprint: int
 ) -> list[tuple[Use, Content | None]]:
     """Use and content of each page at its first use. The j-th page of a class holds the j-th
-    content of its family; None = written by the guest itself."""
+    content of its family, or what the VM draws from the family's pool; None = written by the guest
+    itself."""
     composition = compose(spec.image)
+    draws = esx.draws(rng.POOL, spec.vm, 0)
+    pool = max(slots(spec.image.pool, esx.sample), 1)
     application = spec.application_range or f"of image {spec.image_range}"
     seen = dict.fromkeys(CLASSES, 0)
     plan: list[tuple[Use, Content | None]] = []
@@ -66,9 +72,32 @@ def planned_pages(
             "application": f"application {application} {j}".encode(),
             "duplicate": f"duplicate {spec.vm} {j * 1000 // composition.copies_permille}".encode(),
             "unique": None,
+            "pool": f"pool {spec.image_range} {draws.below(j, pool)}".encode(),
         }[name]
         plan.append((Use(use), content))
     return plan
+
+
+def replayed_content(spec: VmSpec, word: int) -> Content | None:
+    """What an event puts into a page: the zero page, a content of the VM's source, or nothing."""
+    place = word % (1 << 30)
+    if place == READ:
+        return None
+    return ZERO_PAGE if place == 0 else f"image {spec.image_range} {place - 1}".encode()
+
+
+def booted_pages(spec: VmSpec, replay: Replay) -> list[tuple[Use, Content | None]]:
+    """Use and content of each page that a real guest had, once booted."""
+    words = replay.events["word"][: replay.pages].tolist()
+    return [(Use(word >> 30), replayed_content(spec, word)) for word in words]
+
+
+def later_events(spec: VmSpec) -> list[Event]:
+    """What a real guest did after its boot."""
+    if spec.replay is None:
+        return []
+    rows = spec.replay.events[spec.replay.pages :].tolist()
+    return [Event(at_ms, ppn, replayed_content(spec, word)) for at_ms, ppn, word in rows]
 
 
 def program_rows(spec: VmSpec, sample: int) -> list[Row]:
@@ -87,6 +116,8 @@ def program_rows(spec: VmSpec, sample: int) -> list[Row]:
             locality=LOCALITIES[row["locality"]],
             drift_permille_per_h=int(row["drift_permille_per_h"]),
             cpu_permille=int(row["cpu_permille"]),
+            transmit_milli_per_s=int(row["transmit_pages_per_s"]) * 1000,
+            transmit_set=scaled(int(row["transmit_set_pages"])),
         )
         for row in spec.program
     ]
@@ -103,6 +134,10 @@ def new_vm(esx: Esx, spec: VmSpec) -> Vm:
     footprint = max(min(slots(spec.image.footprint, k), size), 1)
     kernel = footprint * compose(spec.image).kernel_permille // 1000 + structures
     kernel, footprint = min(kernel, size - 1), min(footprint + structures, size)
+    touchable, replay = size, spec.replay
+    if replay is not None:  # every page counts: no sampling, no image
+        footprint, touchable = replay.pages, max(replay.used, 1)
+        kernel = min(replay.unmovable, touchable - 1)
     has_driver = config.balloon == "present"
     vm = Vm(
         spec=spec,
@@ -116,8 +151,12 @@ def new_vm(esx: Esx, spec: VmSpec) -> Vm:
         has_driver=has_driver,
         balloon_max=size * esx.config.balloon.maximum // 1000 if has_driver else 0,
         guest_swap=slots(guest_swap, k),
-        plan=planned_pages(spec, size, kernel, footprint),
+        plan=booted_pages(spec, replay)
+        if replay
+        else planned_pages(esx, spec, size, kernel, footprint),
         program=program_rows(spec, k),
+        replay=later_events(spec),
+        touchable=touchable,
         guest=Guest(dict.fromkeys(range(size), Use.FREE), kernel=kernel, footprint=footprint),
         start_ms=esx.now_ms,
         reservation_bytes=config.reservation,

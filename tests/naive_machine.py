@@ -33,15 +33,25 @@ class Frame:
 
 @dataclass
 class Machine:
-    """Machine memory: frames in use by MPN, and the free list."""
+    """Machine memory: frames in use by MPN, and the free list. MPNs from `n_low` on lie high."""
 
     frames: dict[int, Frame]
     free: list[int]
+    n_low: int
+
+    def is_high(self, mpn: int) -> bool:
+        """Whether devices cannot reach the frame."""
+        return mpn >= self.n_low
+
+    def free_of(self, high: bool) -> list[int]:
+        return [mpn for mpn in self.free if self.is_high(mpn) == high]
 
     def take(self, content: Content, salt: int) -> int:
+        """A high frame, while there is one."""
         if not self.free:
             raise NoFrame
-        mpn = self.free.pop()
+        mpn = (self.free_of(high=True) or self.free)[-1]
+        self.free.remove(mpn)
         self.frames[mpn] = Frame(content, salt)
         return mpn
 

@@ -37,6 +37,9 @@ EVENTS = {
     "double_paging_pages": "double_pagings",
     "stale_read_pages": "stale_reads",
     "stalled_touches": "stalled_touches",
+    "transmitted_pages": "transmits",
+    "copied_pages": "copies",
+    "remapped_pages": "remaps",
 }
 
 

@@ -6,6 +6,7 @@ content index. A touch that cannot be served raises the reason why (`Stall`).
 
 from __future__ import annotations
 
+import naive_remap as remap
 from naive_index import TRUNCATED, HintFrame, SharedFrame
 from naive_machine import ZERO_PAGE, Content, Draws, NoFrame, NoGuestIo, NoIo
 from naive_policy import LOW
@@ -103,6 +104,7 @@ def leave_memory(esx: Esx, vm: Vm, ppn: int) -> int:
     entry = vm.frame(ppn)
     assert entry is not None
     del vm.pmap[ppn]
+    remap.forget(esx, vm, ppn)
     vm.mapped.discard(ppn)
     if not entry.cow:
         drop_hint(esx, entry.mpn)

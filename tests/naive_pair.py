@@ -11,16 +11,18 @@ import naive_host
 import naive_life
 import naive_measure
 import naive_pages
+import naive_remap
 import numpy as np
 from naive_compare import Difference, Identity, differences
 from naive_machine import NoFrame, NoGuestIo, NoGuestMemory, NoIo, Stall
 from naive_state import Esx, Vm
 
-from hostsim import balloon, fault, guest, invariants, rng, share, swap, tick
+from hostsim import balloon, fault, guest, invariants, rng, share, swap, tick, workload
 from hostsim.config import HostConfig, VmConfig
 from hostsim.guest_config import GuestImage, Workload
 from hostsim.host import Host
 from hostsim.program import Rows, from_workload
+from hostsim.replay import Replay
 from hostsim.spec import VmSpec
 from hostsim.units import HostId, VmId, pages
 
@@ -44,6 +46,7 @@ def vm_spec(
     image_range: int = 1,
     application_range: int = 0,
     offset_ms: int = 0,
+    replay: Replay | None = None,
 ) -> VmSpec:
     """A VM to power on; rows instead of phases are a trace, on the wall clock."""
     is_phases = isinstance(workload, Workload)
@@ -58,6 +61,7 @@ def vm_spec(
         repeat=workload.repeat if is_phases else False,
         vm_clock=is_phases,
         offset_ms=offset_ms,
+        replay=replay,
     )
 
 
@@ -188,6 +192,15 @@ class Pair:
         fast = guest.populate(self.fast.state, self._row(vm), ppn)
         twin = served(lambda: naive_guest.populate(self.twin, self._vm(vm), ppn))
         return self._both(f"growth to page {ppn} of VM {vm}", fast, twin)
+
+    def transmit(self, vm: int, ppn: int, draw: int) -> int:
+        """The guest transmits a page. How many pages were copied, or why it stalls."""
+        fast = self.access(vm, ppn, False)
+        if fast >= 0:
+            fast = workload.send(self.fast.state, self._row(vm), ppn, draw)
+            twin = naive_remap.send(self.twin, self._vm(vm), ppn, draw)
+            self._both(f"transmit of page {ppn} of VM {vm}", fast, twin)
+        return fast
 
     def copy(self, vm: int, ppn: int, source: int) -> int:
         """The guest writes what `source`, a page in its memory with common content, holds."""

@@ -19,14 +19,14 @@ from hostsim.units import MIB, PAGE_SIZE
 LEAST_BYTES = 64 * MIB
 
 BOOT_CONTENT = ContentTable(
-    kernel=ContentMix(zero=40, image=80, unique=40),
-    cache=ContentMix(zero=20, image=140, application=100, duplicate=40, unique=40),
+    kernel=ContentMix(zero=40, image=60, unique=40, pool=20),
+    cache=ContentMix(zero=20, image=100, application=100, duplicate=40, unique=40, pool=40),
     anon=ContentMix(zero=60, image=40, duplicate=60, unique=200),
     free=ContentMix(zero=60, image=40, unique=40),
 )
 GROWTH_CONTENT = ContentTable(
     cache=ContentMix(image=150, application=150, duplicate=50),
-    anon=ContentMix(zero=150, image=50, duplicate=100, unique=200),
+    anon=ContentMix(zero=100, image=50, duplicate=100, unique=200, pool=50),
     free=ContentMix(zero=50, image=50, unique=50),
 )
 """Every use and content class appears, common contents more often than in a real guest."""
@@ -45,7 +45,10 @@ def amount(slots: int, k: int) -> int:
 def image(k: int, footprint: int, **options: Any) -> GuestImage:
     """A guest image whose footprint is given in slots; it boots in 5 s."""
     defaults = {"boot": 5000, "copies": 2.5, "content": BOOT_CONTENT, "growth": GROWTH_CONTENT}
-    return GuestImage(footprint=amount(footprint, k), **(defaults | options))
+    given = defaults | options
+    if any(mix.pool for table in (given["content"], given["growth"]) for _, mix in table):
+        given["pool"] = amount(10, k)
+    return GuestImage(footprint=amount(footprint, k), **given)
 
 
 def thresholds(frames: int, k: int, memory: int) -> dict[str, int]:
@@ -90,13 +93,15 @@ def guest(k: int, size: int, **options: Any) -> VmConfig:
 
 
 def phases(k: int, *given: dict[str, Any], repeat: bool = True) -> Workload:
-    """Phases whose memory, active set and data are in slots; they grow 20 slots a second."""
+    """Phases whose memory, active set, data, transmit set, and transmits a second, are in slots;
+    they grow 20 slots a second."""
     made = []
     for options in given:
         options["data"] = amount(options.get("data", 0), k)
-        for name in ("memory", "active"):
+        for name in ("memory", "active", "transmit_set"):
             if options.get(name) is not None:
                 options[name] = ("bytes", amount(options[name], k))
+        options["transmit"] = amount(options.get("transmit", 0), k)
         defaults = {"duration": 20_000, "growth": amount(20, k), "touch_interval": 1000}
         made.append(Phase(**(defaults | options)))
     return Workload(phases=tuple(made), repeat=repeat)

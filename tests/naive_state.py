@@ -51,6 +51,7 @@ class Guest:
     home    what the guest's own disk holds: the file of a cache page, or a paged-out page
     window  the active set: `active` pages from here, within the first `span` movable ones
     brk     first page never used
+    replayed  how many of the events that the VM replays have happened
     """
 
     use: dict[int, Use]
@@ -65,6 +66,7 @@ class Guest:
     booted: bool = False
     boot_end_ns: int = 0
     scrub_cursor: int = 0
+    replayed: int = 0
     free_cursor: int = 0
     sweep: int = 0
     gifts: int = 0
@@ -76,13 +78,15 @@ class Guest:
     drift: Meter = field(default_factory=Meter)
     touch_credit: int = 0
     """Page-milliseconds of active memory not yet touched."""
+    transmit: Meter = field(default_factory=Meter)
 
 
 @dataclass
 class Vm:
     """One VM. `mapped`: pages with a mapping in the shadow page tables, so that touching them
     faults no more; `backed`: ballooned pages that gave the host a frame or a swap slot; `dropped`:
-    swapped pages of which not the swap file but the guest's own disk holds the content."""
+    swapped pages of which not the swap file but the guest's own disk holds the content;
+    `touchable`: the first page that the workload does not come to."""
 
     spec: VmSpec
     size: int
@@ -97,6 +101,8 @@ class Vm:
     guest_swap: int
     plan: list[tuple[Use, Content | None]]
     program: list[Row]
+    replay: list[Event]
+    touchable: int
     guest: Guest
     start_ms: int
     reservation_bytes: int
@@ -182,6 +188,15 @@ class Vm:
 
 
 @dataclass(frozen=True)
+class Event:
+    """Something that a real guest did, so long after its boot; content None = it only read."""
+
+    at_ms: int
+    ppn: int
+    content: Content | None
+
+
+@dataclass(frozen=True)
 class Row:
     """A row of a guest's program, in slots; memory None = as it stands."""
 
@@ -195,10 +210,21 @@ class Row:
     locality: str
     drift_permille_per_h: int
     cpu_permille: int
+    transmit_milli_per_s: int
+    transmit_set: int
 
     @property
     def is_ranked(self) -> bool:
         return self.locality in ("zipf", "linear")
+
+
+@dataclass
+class Copied:
+    """How often a page was copied to a bounce buffer."""
+
+    vm: int
+    ppn: int
+    copies: int = 0
 
 
 @dataclass
@@ -212,6 +238,8 @@ class Esx:
     tick_ms: int
     machine: Machine
     index: ContentIndex = field(default_factory=ContentIndex)
+    copied: dict[int, Copied] = field(default_factory=dict)
+    """By place in a small table."""
     vms: dict[int, Vm] = field(default_factory=dict)
     now_ms: int = 0
     tick: int = 0
@@ -254,6 +282,12 @@ class Esx:
         """What a page holds, wherever it is."""
         entry = vm.frame(ppn)
         return vm.swap[ppn] if entry is None else self.machine.frames[entry.mpn].content
+
+    def is_high(self, vm: Vm, ppn: int) -> bool:
+        """Whether devices cannot reach the frame of a page in machine memory."""
+        entry = vm.frame(ppn)
+        assert entry is not None
+        return self.machine.is_high(entry.mpn)
 
     def draws(self, purpose: int, owner: int, tick: int) -> Draws:
         return Draws(int(rng.stream(self.seed, purpose, owner, tick)))

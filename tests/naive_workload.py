@@ -7,9 +7,11 @@ made, the unobservable ones too.
 
 from __future__ import annotations
 
+import contextlib
 from fractions import Fraction
 
 import naive_guest as guests
+import naive_remap as remap
 import naive_touch
 from naive_lost import CAUSES, StepOver, charge, lose, stall
 from naive_machine import Draws, Stall
@@ -110,18 +112,41 @@ def shrink(esx: Esx, vm: Vm, n: int) -> None:
 
 
 def work(esx: Esx, vm: Vm, dt_ns: int) -> None:
-    """One step of the program: resize, drift, touch."""
+    """One step of the program: resize, drift, replay, transmit, touch."""
     guest, row = vm.guest, row_in_force(esx, vm)
     if row.memory is not None and row.memory != guest.brk:
         resize(esx, vm, row)
-    last = vm.size if row.memory is None else guest.brk
+    last = vm.touchable if row.memory is None else guest.brk
     guest.span = max(last - guest.kernel, 1)
     guest.active = min(row.active, guest.span)
     hours = Fraction(esx.tick_ms, 3_600_000)
     moved = guest.drift.due(guest.active * Fraction(row.drift_permille_per_h, 1000) * hours)
     guest.window = (guest.window + moved) % guest.span
+    with contextlib.suppress(StepOver):
+        replay(esx, vm)
+    if row.transmit_milli_per_s > 0:
+        time_ms = vm.left_ns // MS
+        rate = Fraction(row.transmit_milli_per_s * time_ms, 1_000_000 * esx.sample)
+        n_slots = max(min(row.transmit_set, guest.brk), 1)
+        transmit(esx, vm, guest.transmit.due(rate), n_slots)
     if guest.active > 0:
         touch_active_set(esx, vm, row, dt_ns)
+
+
+def replay(esx: Esx, vm: Vm) -> None:
+    """What a real guest did up to now, by the VM's own clock; a stalled event is tried again."""
+    guest = vm.guest
+    until_ms = (vm.clock_ns - guest.boot_end_ns) // MS + esx.tick_ms
+    for event in vm.replay[guest.replayed :]:
+        if event.at_ms > until_ms or vm.left_ns == 0:
+            return
+        try:
+            cost = guests.relive(esx, vm, event.ppn, event.content)
+        except Stall as why:
+            stall(esx, vm, why)
+        guest.replayed += 1
+        vm.touches += 1
+        charge(vm, cost)
 
 
 def resize(esx: Esx, vm: Vm, row: Row) -> None:
@@ -136,6 +161,31 @@ def resize(esx: Esx, vm: Vm, row: Row) -> None:
             shrink(esx, vm, min(due, guest.brk - max(memory, guest.kernel)))
     except StepOver:
         pass
+
+
+def transmit(esx: Esx, vm: Vm, n: int, n_slots: int) -> None:
+    """Transmit `n` times one of the first pages, the first most often, while time lasts. A slot
+    counts for the ranks of all pages that it stands for."""
+    draws = esx.draws(rng.TRANSMIT, vm.spec.vm, esx.tick)
+    for i in range(n):
+        ppn = zipf_rank(draws.word(i), n_slots * esx.sample) // esx.sample
+        try:
+            try:
+                cost = guests.access(esx, vm, ppn, False)
+            except Stall as why:
+                stall(esx, vm, why)
+            charge_copies(esx, vm, ppn, i, cost)
+        except StepOver:
+            return
+
+
+def charge_copies(esx: Esx, vm: Vm, ppn: int, i: int, cost: int) -> None:
+    """The page is there and goes out, even where bringing it in took the rest of the step."""
+    lose(vm, cost, vm.cause)
+    copies = remap.send(esx, vm, ppn, i)
+    lose(vm, copies * esx.config.costs.page_copy * esx.sample, "cpu")
+    if vm.left_ns == 0:
+        raise StepOver
 
 
 def touch_active_set(esx: Esx, vm: Vm, row: Row, dt_ns: int) -> None:

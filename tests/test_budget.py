@@ -13,6 +13,7 @@ from scenario_files import HOST, IMAGE, VM, loaded
 
 from cluster.budget import (
     CONTENT_BYTES,
+    COUNTER_BYTES,
     PROCESS_BYTES,
     SLOT_BYTES,
     WINDOW_BYTES,
@@ -49,7 +50,9 @@ def test_the_constants_are_those_of_the_state() -> None:
     window = state.loud.itemsize + state.heard.itemsize + state.heard_at.itemsize
     assert window == WINDOW_BYTES
     stale = state.stale_page.itemsize + state.stale_at.itemsize
-    assert state.refs.itemsize + state.hints.itemsize + 4 * stale == CONTENT_BYTES
+    content = state.refs.itemsize + state.hints.itemsize + state.shared_kind.itemsize
+    assert content + 4 * stale == CONTENT_BYTES
+    assert state.copied.itemsize * state.copied.shape[1] == COUNTER_BYTES
 
 
 def test_contents_are_counted_per_host_or_per_vm_with_salting(tmp_path: Path) -> None:
@@ -63,6 +66,9 @@ def test_contents_are_counted_per_host_or_per_vm_with_salting(tmp_path: Path) ->
     own = [IMAGE | {"copies": 4, "growth": {"cache": {"duplicate": "100 %"}}}]
     found = estimate(population(tmp_path, images=own), 1, 0) - base
     assert found == 3 * per_vm // 4
+    pool = [IMAGE | {"pool": "8 MiB", "growth": {"cache": {"pool": "100 %"}}}]
+    found = estimate(population(tmp_path, images=pool), 1, 0) - base
+    assert found == 2 * (8 * MIB // PAGE_SIZE) * CONTENT_BYTES
 
 
 def test_only_the_busiest_moment_counts(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from hostsim.state import (
     BALLOONED,
     DRIVER_ABSENT,
     HINT,
+    KIND,
     RESIDENT,
     SHARED,
     STALE,
@@ -137,6 +138,34 @@ def swap_space_shrinks(host: Host) -> None:
     row.swap_space = row.swapped - 1
 
 
+def kind_without_a_frame(host: Host) -> None:
+    host.state.page[page_with(host, int(SWAPPED))] |= int(KIND)
+
+
+def kind_of_a_page_alone(host: Host) -> None:
+    """A page in low memory says that it lies high; no count of frames does."""
+    at = page_with(host, int(RESIDENT), lambda byte, _: not byte & int(KIND))
+    host.state.page[at] |= int(KIND)
+
+
+def kind_of_no_shared_frame(host: Host) -> None:
+    host.state.shared_kind[np.flatnonzero(host.state.refs == 0)[0]] = KIND
+
+
+def kind_that_is_none(host: Host) -> None:
+    host.state.shared_kind[np.flatnonzero(host.state.refs)[0]] = 1
+
+
+def shared_frame_elsewhere(host: Host) -> None:
+    host.state.shared_kind[np.flatnonzero(host.state.refs)[0]] ^= np.uint8(KIND)
+
+
+def high_frames_from_nowhere(host: Host) -> None:
+    """More free high frames than there are free ones: the sum still holds."""
+    host.state.host[0].highmem_free += 10**6
+    host.state.host[0].highmem += 10**6
+
+
 DAMAGES: list[tuple[str, str, Damage]] = [
     *((f"one more {name}", "page states", add(name, 1, vm=2)) for name in STATES),
     ("less swap space than swapped pages", "swap space", swap_space_shrinks),
@@ -155,6 +184,16 @@ DAMAGES: list[tuple[str, str, Damage]] = [
     ("a unique page is shared", "references", unique_but_shared),
     ("a stale page is shared", "references", stale_but_shared),
     ("one more shared frame", "distinct shared frames", add("distinct", 1)),
+    ("a swapped page of a kind", "kinds", kind_without_a_frame),
+    ("a page of the other kind", "kinds", kind_of_a_page_alone),
+    ("one more page in high memory", "kinds", add("highmem", 1, vm=2)),
+    ("a kind of a content that nobody shares", "kinds", kind_of_no_shared_frame),
+    ("a kind that there is not", "kinds", kind_that_is_none),
+    ("a shared frame in the other memory", "high frames", shared_frame_elsewhere),
+    ("one more free high frame", "high frames", add("highmem_free", 1)),
+    ("a machine with more high frames", "high frames", add("highmem", 1)),
+    ("more free high frames than free ones", "high frames", high_frames_from_nowhere),
+    ("overhead in high memory that is none", "high frames", add("overhead_highmem", 1, vm=2)),
     ("one frame more", "frames", add("free", 1)),
     ("one frame less", "frames", add("free", -1)),
     ("a smaller machine", "frames", add("machine", -1)),

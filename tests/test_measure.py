@@ -31,6 +31,7 @@ EVENTS = (
     *("inflated_pages", "deflated_pages", "swap_out_pages", "swap_in_pages"),
     *("swap_dropped_pages", "swap_skipped_pages"),
     *("double_paging_pages", "stale_read_pages", "guest_paging_pages", "stalled_touches"),
+    *("transmitted_pages", "copied_pages", "remapped_pages"),
 )
 SUMS = ["configured", "allocated", "active", "shared", "ballooned", "swapped", "untouched"]
 
@@ -55,11 +56,13 @@ def busy_host(sample: int = 1, seed: int = 1) -> Host:
             "scan_pages_per_s_total": 600 * sample,
         },
         balloon={"inflate": MIB * sample},
+        io={"low_memory": MIB * sample, "remap": "random"},
     )
     image = make_image(10 * MIB * sample, content=content)
+    often: dict[str, Any] = {"drift": 1000, "transmit": MIB * sample}
     drivers = ("present", "present", "absent", "disabled")
     for vm, driver in enumerate(drivers, start=1):
-        busy = make_phase(active=vm * 2 * MIB * sample, touch_interval=2 * SECOND, drift=1000)
+        busy = make_phase(active=vm * 2 * MIB * sample, touch_interval=2 * SECOND, **often)
         options: dict[str, Any] = {"balloon": driver, "overhead": MIB * sample}
         power_on(host, make_spec(vm, 12 * MIB * sample, busy, image=image, **options))
     return host

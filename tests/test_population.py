@@ -88,6 +88,16 @@ def test_ranges_of_images_and_applications(tmp_path: Path) -> None:
     assert [vm.spec.application_range for vm in found] == [4, 0, 4]
 
 
+def test_a_vm_may_run_another_application_than_its_image_names(tmp_path: Path) -> None:
+    content = {"cache": {"application": "100 %"}}
+    images = [{"name": "os", "application": "pg", "content": content}]
+    runs = {"a": {"application": "web"}, "b": {"application": "none"}, "c": {}}
+    vms = [VM | {"name": name, "image": "os", "count": 1} | more for name, more in runs.items()]
+    found = population(tmp_path, images=images, vms=vms).vms
+    assert [vm.spec.image_range for vm in found] == [1, 1, 1]
+    assert [vm.spec.application_range for vm in found] == [3, 0, 2]
+
+
 def test_stagger_spreads_the_members_and_ignores_the_rest(tmp_path: Path) -> None:
     staggered = [{"name": "steady", "stagger": "1 h", "phases": [{"duration": "1 h"}]}]
 

@@ -91,6 +91,7 @@ BAD = [
     ),
     (vm(memory="9 GiB"), "vms[0].memory", "is larger than any host: the largest has 8 GiB"),
     (vm(memory="8 GiB", reservation="7 GiB"), "vms[0]", "fit on no host: at most 7 GiB"),
+    (vm(application="web"), "vms[0].application", "no use: image linux has no pages of class"),
     (vm(memory="100 MiB"), "vms[0].memory", "boot footprint of linux, 128 MiB"),
     (vm(image="linus"), "vms[0].image", "did you mean 'linux'? known: linux"),
     (vm(workload="x"), "vms[0].workload", "workloads has none of this name: known: steady"),

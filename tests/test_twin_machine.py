@@ -32,6 +32,12 @@ NUMBER = st.integers(0, 1_000_000)
 """Stands for a VM, a page or an amount: taken modulo what there is."""
 
 
+LOW = (3, 20, 90)
+"""Frames that devices reach, of 150 to 400."""
+SET_SLOTS = st.sampled_from([3, 60, 200])
+"""Pages that a guest transmits: a few of its kernel's, or of all its uses."""
+
+
 @st.composite
 def host_configs(draw: st.DrawFn, k: int) -> HostConfig:
     """Hosts of both profiles, with mechanisms on and off and devices of all speeds."""
@@ -69,6 +75,11 @@ def host_configs(draw: st.DrawFn, k: int) -> HostConfig:
             "period": draw(st.sampled_from([1000, 3000])),
         },
         reclaim={"reading": draw(st.sampled_from(["a", "b"]))},
+        io={
+            "low_memory": draw(st.sampled_from([None, *(scenes.amount(n, k) for n in LOW)])),
+            "copy_threshold": draw(st.sampled_from([0, 1, 3])),
+            "remap": draw(st.sampled_from(["never", "free", "random", "random"])),
+        },
         swap=Disk(
             latency=500_000,
             iops=draw(st.sampled_from([200 * k, 10 * k, 1])),
@@ -135,6 +146,7 @@ def programs(draw: st.DrawFn, k: int) -> Workload | Rows:
     if draw(st.booleans()):
         rows = [(8, KEEP if memory is None else memory, active) for memory, active in stretches]
         return scenes.trace(k, *rows, **options)
+    options |= {"transmit": draw(st.sampled_from([0, 40])), "transmit_set": draw(SET_SLOTS)}
     phases = [{"memory": m, "active": a, "duration": 8000} | options for m, a in stretches]
     return scenes.phases(k, *phases, repeat=draw(st.booleans()))
 
@@ -218,6 +230,13 @@ class TwinMachine(RuleBasedStateMachine):
         for ppn in range(first, first + n):
             if self.pair.access(chosen.spec.vm, ppn % chosen.size, is_write) < 0:
                 event("a touch stalled")
+
+    @precondition(any_vm)
+    @rule(vm=NUMBER, first=NUMBER, n=st.integers(1, 20), times=st.integers(1, 3))
+    def transmit(self, vm: int, first: int, n: int, times: int) -> None:
+        chosen = self.pick(vm)
+        for draw in range(n * times):
+            self.pair.transmit(chosen.spec.vm, (first + draw % n) % chosen.size, draw)
 
     @precondition(any_vm)
     @rule(vm=NUMBER, first=NUMBER, n=st.integers(1, 80))

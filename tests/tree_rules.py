@@ -18,11 +18,11 @@ LAYERS = [
     "hostsim.units hostsim.jit",
     "hostsim.rng hostsim.config",
     "hostsim.guest_config",
-    "hostsim.program",
+    "hostsim.program hostsim.replay",
     "hostsim.spec hostsim.state",
-    "hostsim.ranks",
+    "hostsim.ranks hostsim.frames",
     "hostsim.composition hostsim.allocate hostsim.reclaim hostsim.sample hostsim.share"
-    " hostsim.invariants",
+    " hostsim.remap hostsim.invariants",
     "hostsim.fault hostsim.contents hostsim.load hostsim.measure hostsim.packing",
     "hostsim.lost hostsim.replacement hostsim.swap",
     "hostsim.guest",
@@ -34,7 +34,8 @@ LAYERS = [
     "hostsim.snapshot",
     "hostsim.image",
     # Many hosts. What is read, what is said, what is decided, then what runs it.
-    "cluster.yaml_input cluster.scenario_text cluster.trace_store cluster.messages"
+    "cluster.yaml_input cluster.scenario_text cluster.scenario_paths cluster.page_hashes"
+    " cluster.hash_counts cluster.trace_store cluster.messages"
     " cluster.ray_environment",
     "cluster.scenario cluster.scenario_problems cluster.trace_readers cluster.rows cluster.summary",
     "cluster.trace_bitbrains cluster.aggregate cluster.tables",
@@ -42,8 +43,9 @@ LAYERS = [
     "cluster.reports cluster.readback",
     "cluster.trace_vms cluster.charts",
     "cluster.assumptions cluster.scenario_checks cluster.html cluster.errors",
-    "cluster.scenario_events",
+    "cluster.scenario_events cluster.scenario_hashes",
     "cluster.scenario_file",
+    "cluster.replays",
     "cluster.population",
     "cluster.state cluster.budget",
     "cluster.placement",
@@ -54,7 +56,8 @@ LAYERS = [
     # The paper's figures and real machines: claims, experiments, and the command that runs them.
     "cluster.reproduction.claims cluster.reproduction.lab",
     "cluster.reproduction.paper cluster.reproduction.experiment",
-    "cluster.reproduction.ballooning cluster.reproduction.active_memory"
+    "cluster.reproduction.ballooning cluster.reproduction.identical_vms"
+    " cluster.reproduction.production cluster.reproduction.active_memory"
     " cluster.reproduction.idle_tax cluster.reproduction.reallocation cluster.reproduction.page"
     " cluster.reproduction.overcommit cluster.reproduction.driverless"
     " cluster.reproduction.sharing_scope",

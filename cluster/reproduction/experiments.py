@@ -6,8 +6,10 @@ from cluster.reproduction import (
     active_memory,
     ballooning,
     driverless,
+    identical_vms,
     idle_tax,
     overcommit,
+    production,
     reallocation,
     sharing_scope,
 )
@@ -15,6 +17,8 @@ from cluster.reproduction.experiment import Experiment
 
 EXPERIMENTS: tuple[Experiment, ...] = (
     ballooning.EXPERIMENT,
+    identical_vms.EXPERIMENT,
+    production.EXPERIMENT,
     active_memory.EXPERIMENT,
     idle_tax.EXPERIMENT,
     reallocation.EXPERIMENT,
