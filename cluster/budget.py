@@ -108,7 +108,7 @@ def _busiest(vms: Sequence[PlannedVm], sample: int) -> list[VmSpec]:
 
 
 def _permille(table: ContentTable, classes: Sequence[str]) -> int:
-    return sum(getattr(mix, kind) for _, mix in table for kind in classes)
+    return sum(getattr(mix, kind) for _, mix in table.mixes() for kind in classes)
 
 
 def _contents(population: Population, vms: Sequence[VmSpec], sample: int) -> int:

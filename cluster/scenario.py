@@ -101,7 +101,7 @@ class ImageContent(ContentTable):
 
 
 HASH_KEYS = ImageContent.model_fields.keys() - ContentTable.model_fields.keys() - {"hashes"}
-FROM_HASHES = ("footprint", "application", "copies", "structures", "growth")
+FROM_HASHES = ("footprint", "application", "copies", "structures", "growth", "pool")
 """Keys of an image that say nothing where its pages hold what real guests' did."""
 
 

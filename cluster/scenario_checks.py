@@ -176,7 +176,9 @@ def applications(parts: Parts) -> Iterator[Problem]:
         image = images.get(group.image)
         if image is None or group.application in (None, "none"):
             continue
-        if not any(mix.application for table in (image.content, image.growth) for _, mix in table):
+        if not any(
+            mix.application for table in (image.content, image.growth) for _, mix in table.mixes()
+        ):
             why = f"is of no use: image {group.image} has no pages of class application"
             yield parts.problem("vms", at, "application", why=why)
 

@@ -96,7 +96,7 @@ class GuestImage(FrozenModel):
 
     @model_validator(mode="after")
     def _pool_is_drawn_from(self) -> GuestImage:
-        drawn = sum(mix.pool for table in (self.content, self.growth) for _, mix in table)
+        drawn = sum(mix.pool for table in (self.content, self.growth) for _, mix in table.mixes())
         if drawn and not self.pool:
             raise ValueError("pages of class pool need a pool: state its size, as in pool: 10 MiB")
         if self.pool and not drawn:
