@@ -120,6 +120,19 @@ class Disk(FrozenModel):
     single pages. On an SSD a write of many pages is as many operations."""
 
 
+class Paging(FrozenModel):
+    """How the host pages [P 3.3]: what it writes to swap, and what it reads back."""
+
+    share_first: bool = True
+    """A page is tried for sharing before it is paged out [P 4.3]."""
+    map_clean: bool = False
+    """Clean copies of blocks of the guest's own disk are dropped instead of written to swap, and
+    read back from that disk: the Mapper of VSwapper (Amit et al., ASPLOS 2014)."""
+    skip_overwritten: bool = False
+    """A page that the guest overwrites as a whole is not read back first: VSwapper's False Reads
+    Preventer; here of blocks read over it as well, which its Mapper sees."""
+
+
 SSD = Disk()
 DISK_2002 = Disk(latency=8_000_000, iops=120, write_cluster=16)
 """A 10 k rpm SCSI disk of 2002: 5 ms seek + 3 ms half a turn; about 120 random I/Os a second, the
@@ -171,6 +184,7 @@ class HostConfig(FrozenModel):
     allocation: Allocation = Allocation()
     sampling: Sampling = Sampling()
     reclaim: Reclaim = Reclaim()
+    paging: Paging = Paging()
     swap: Disk = SSD
     swap_space: Bytes | None = None
     """Room for all swap files together; see `swap_space_bytes` for the default."""

@@ -88,6 +88,35 @@ def pop(st: HostState, v: int, ppn: int) -> None:
     vm.untouched += 1
 
 
+@small
+def _leave_swap(st: HostState, v: int, slot: int) -> None:
+    """A swapped page gets a frame. The caller saw that there is one."""
+    set_state(st, slot, RESIDENT)
+    own(st, v, slot, take_frame(st))
+    st.vms[v].swapped -= 1
+
+
+@kernel
+def _swap_in(st: HostState, v: int, slot: int) -> int:
+    """Read a page back: from swap, or from the guest's disk if it was dropped. As `bring_in`."""
+    host = st.host[0]
+    vm = st.vms[v]
+    if i64(st.page[slot]) & ACCESSED != 0:
+        if vm.disk_io_left <= 0:
+            return NO_GUEST_IO
+        vm.disk_io_left -= 1
+        cost = vm.disk_latency_ns
+    else:
+        if host.swap_io_left <= 0:
+            return NO_IO
+        host.swap_io_left -= 1
+        cost = host.swap_latency_ns
+    _leave_swap(st, v, slot)
+    host.swap_ins += 1
+    vm.cause = SWAP_IN
+    return cost
+
+
 @kernel
 def bring_in(st: HostState, v: int, ppn: int) -> int:
     """Give the page a frame if it has none. Returns the cost in ns of one page, or why not."""
@@ -100,15 +129,7 @@ def bring_in(st: HostState, v: int, ppn: int) -> int:
     if not may_take_frame(st, v):
         return NO_FRAME
     if state == SWAPPED:
-        if host.swap_io_left <= 0:
-            return NO_IO
-        host.swap_io_left -= 1
-        set_state(st, slot, RESIDENT)
-        own(st, v, slot, take_frame(st))
-        vm.swapped -= 1
-        host.swap_ins += 1
-        vm.cause = SWAP_IN
-        return host.swap_latency_ns
+        return _swap_in(st, v, slot)
     if state == BALLOONED:
         # Only a guest that was reset touches a page it had pinned [P 3.2: popping the balloon].
         pop(st, v, ppn)
@@ -180,3 +201,19 @@ def touch(st: HostState, v: int, ppn: int, is_write: int, word: int) -> int:
     if byte & ACCESSED == 0:
         st.page[slot] = byte | ACCESSED
     return cost * st.host[0].sample
+
+
+@kernel
+def overwrite(st: HostState, v: int, ppn: int, word: int) -> int:
+    """The guest replaces all that a page holds by `word`. Cost and stalls as of `touch`.
+
+    What the page held need not be read first: with `skip_overwritten` a swapped one is not.
+    """
+    host = st.host[0]
+    slot = st.vms[v].base_slot + ppn
+    if host.skip_overwritten == 1 and i64(st.page[slot]) & STATE == SWAPPED:
+        if not may_take_frame(st, v):
+            return NO_FRAME
+        _leave_swap(st, v, slot)
+        host.swap_skips += 1
+    return touch(st, v, ppn, 1, word)

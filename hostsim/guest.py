@@ -123,7 +123,7 @@ def _allocate(st: HostState, v: int, ppn: int, free_becomes: int) -> int:
     free_becomes: use of a page that the image left dirty but free: FREE, or ANON once it is in use.
     """
     vm = st.vms[v]
-    cost = fault.touch(st, v, ppn, 1, plan_word(st, v, ppn))
+    cost = fault.overwrite(st, v, ppn, plan_word(st, v, ppn))
     if cost < 0:
         return cost
     use = plan_use(st, v, ppn)
@@ -144,7 +144,7 @@ def _page_in(st: HostState, v: int, ppn: int) -> int:
     slot = vm.base_slot + ppn
     if vm.disk_io_left <= 0:
         return fault.NO_GUEST_IO
-    cost = fault.touch(st, v, ppn, 1, i64(st.content[slot]) & ~STALE)
+    cost = fault.overwrite(st, v, ppn, i64(st.content[slot]) & ~STALE)
     if cost < 0:
         return cost
     use = use_of(st, slot)
@@ -251,7 +251,7 @@ def read_data(st: HostState, v: int) -> int:
 
     Anonymous pages stand for dirty ones, which are written out first. A page that the host had
     swapped is read back for that (double paging [P 3.1]), or, if it is clean, only to be
-    overwritten (VSwapper's stale read).
+    overwritten (VSwapper's stale read), unless the host skips that.
     """
     host = st.host[0]
     vm = st.vms[v]
@@ -269,8 +269,8 @@ def read_data(st: HostState, v: int) -> int:
             written = write_out(st, v, ppn)
             if written < 0:
                 return written
-        is_stale = state_of(st, slot) == SWAPPED
-        cost = fault.touch(st, v, ppn, 1, fresh_word(st, v))
+        is_stale = state_of(st, slot) == SWAPPED and host.skip_overwritten == 0
+        cost = fault.overwrite(st, v, ppn, fresh_word(st, v))
         if cost < 0:
             st.debts[v, GUEST_PAGING] += written * host.sample
             return cost
@@ -292,7 +292,7 @@ def scrub(st: HostState, v: int, ppn: int) -> int:
     ballooned = state_of(st, slot) == BALLOONED
     if ballooned and vm.lost_driver == 0:
         return 0
-    cost = fault.touch(st, v, ppn, 1, vm.zero)
+    cost = fault.overwrite(st, v, ppn, vm.zero)
     if cost >= 0 and ballooned:
         vm.guest_free += 1
     return cost

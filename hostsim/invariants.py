@@ -80,6 +80,14 @@ def swap_space_holds(st: HostState, v: int) -> None:
     )
 
 
+def dropped_pages_are_on_the_guests_disk(st: HostState, v: int) -> None:
+    """What the host dropped was clean cache; the guest may have freed it since."""
+    pages, _ = _pages_of(st, v)
+    uses = pages[(pages & STATE == SWAPPED) & (pages & ACCESSED != 0)] >> USE_SHIFT
+    lost = int(((uses != CACHE) & (uses != FREE)).sum())
+    _require(lost == 0, "dropped pages", f"VM row {v}: {lost} that no disk holds")
+
+
 def guest_use_is_accounted(st: HostState, v: int) -> None:
     """The guest's own counts of free, cache, anonymous and paged-out pages are right."""
     pages, _ = _pages_of(st, v)
@@ -190,6 +198,7 @@ def check(st: HostState) -> None:
         page_states_are_exclusive(st, v)
         balloon_is_accounted(st, v)
         swap_space_holds(st, v)
+        dropped_pages_are_on_the_guests_disk(st, v)
         guest_use_is_accounted(st, v)
     references_are_conserved(st)
     frames_are_conserved(st)

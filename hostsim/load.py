@@ -60,6 +60,9 @@ def fill_host(
     row.sample_pages, row.sample_ms = config.sampling.pages, config.sampling.period
     row.swap_latency_ns = config.swap.latency
     row.swap_iops, row.swap_cluster = config.swap.iops * MILLI, config.swap.write_cluster
+    paging = config.paging
+    row.share_first, row.map_clean = paging.share_first, paging.map_clean
+    row.skip_overwritten = paging.skip_overwritten
     row.cpus, row.cow_ns, row.scan_ns = config.cpus, config.costs.cow, config.costs.scan
     row.copy_ns, row.copy_threshold = config.costs.page_copy, config.io.copy_threshold
     row.remap = REMAP.index(config.io.remap)

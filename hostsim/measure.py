@@ -67,6 +67,9 @@ HOST_ROW = np.dtype(
         ("deflated_pages", np.int64),
         ("swap_out_pages", np.int64),
         ("swap_in_pages", np.int64),
+        # Paged out without a write, and overwritten without having been read (config.Paging).
+        ("swap_dropped_pages", np.int64),
+        ("swap_skipped_pages", np.int64),
         ("double_paging_pages", np.int64),
         ("stale_read_pages", np.int64),
         ("guest_paging_pages", np.int64),
@@ -119,6 +122,8 @@ _EVENTS = {
     "deflated_pages": "deflated",
     "swap_out_pages": "swap_outs",
     "swap_in_pages": "swap_ins",
+    "swap_dropped_pages": "swap_drops",
+    "swap_skipped_pages": "swap_skips",
     "double_paging_pages": "double_pagings",
     "stale_read_pages": "stale_reads",
     "stalled_touches": "stalled_touches",

@@ -206,6 +206,7 @@ CONFIGURED = (
     *("balloon_max_permille", "balance_ms", "claim_touched", "deadband_sigmas", "sample_pages"),
     *("sample_ms", "tax_k", "swap_latency_ns", "swap_iops", "swap_cluster", "cpus", "cow_ns"),
     *("scan_ns", "copy_ns", "copy_threshold", "remap"),
+    *("share_first", "map_clean", "skip_overwritten"),
 )
 """Fields of a host's row that follow from its configuration."""
 SPECIFIED = (
@@ -231,7 +232,8 @@ def out_of_range(row: Any, sampled: Array, spec: VmSpec) -> list[str]:
         "sampled": bool(((sampled >= 0) & (sampled < n)).all()),
         "guest": 0 <= row["brk"] <= n and 0 <= row["scrub_cursor"] <= n,
         "window": 0 < row["span"] <= n - row["kernel"]
-        and 0 <= row["window"] < n  # beyond the span right after boot: `work` wraps it
+        # Right after boot it may lie beyond the span: `work` wraps it.
+        and 0 <= row["window"] <= n - row["kernel"]
         and 0 <= row["active"] <= row["span"],
         "cursors": 0 <= row["free_cursor"] < n and 0 <= row["given"] < n and row["sweep"] >= 0,
         "carry": 0 <= row["touch_carry"] <= spec.program["touch_interval_ms"].max(),

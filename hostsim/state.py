@@ -7,8 +7,8 @@ The page of VM row v with number ppn lies at slot vms[v].base_slot + ppn of `pag
 State byte (`page`): bits 0-2 state, 3 hint, 4 kind, 5 accessed, 6-7 guest use. Kind is set exactly
 when the page is RESIDENT and its frame lies in high memory, beyond the reach of devices. Accessed
 is cleared by the sampler and set by every touch; on a BALLOONED page it records that the host had
-backed the page when the guest pinned it. A page whose use is not FREE while its state is BALLOONED
-or UNTOUCHED has its data on the guest's own disk.
+backed the page when the guest pinned it, on a SWAPPED page that the host dropped it: its data is on
+the guest's own disk. So is that of a page in use whose state is BALLOONED or UNTOUCHED.
 
 Content word (`content`): bit 31 unique (a fresh guest write: can never match another page), bit 30
 stale (the page owns a hint and was rewritten since), bits 0-29 the host-local content index, or for
@@ -62,12 +62,11 @@ def _fields(kind: type, names: str) -> list[tuple[str, type]]:
 
 
 HOST = np.dtype(
-    # Identity and time.
-    _fields(np.int64, "host seed sample now_ms dt_ms tick")
+    # Identity and time, then where reclamation stands.
+    _fields(np.int64, "host seed sample now_ms dt_ms tick level level_free rebalance")
     # Frames: machine = memory - reserve; free = machine - overhead - private - distinct.
     # highmem: those of the machine that lie high, highmem_free: those of the free ones.
     + _fields(np.int64, "machine highmem overhead free highmem_free distinct hint_frames")
-    + _fields(np.int64, "level rebalance")
     # Thresholds in slots: enter a level below down_*, leave it upwards above up_*; goal: enough.
     + _fields(np.int64, "goal down_soft down_hard down_low up_high up_soft up_hard")
     # Options, flattened from config once.
@@ -75,25 +74,22 @@ HOST = np.dtype(
     + _fields(np.int64, "balloon_poll_ms inflate_rate deflate_rate balloon_max_permille")
     + _fields(np.int64, "balance_ms claim_touched deadband_sigmas sample_pages sample_ms")
     + _fields(np.float64, "tax_k")
-    + _fields(np.int64, "swap_latency_ns swap_iops swap_cluster cpus")
-    + _fields(np.int64, "cow_ns scan_ns copy_ns copy_threshold remap")
+    + _fields(np.int64, "swap_latency_ns swap_iops swap_cluster share_first map_clean")
+    + _fields(np.int64, "skip_overwritten cpus cow_ns scan_ns copy_ns copy_threshold remap")
     # Carried remainders and budgets of the current step.
-    + _fields(np.int64, "scan_carry swap_io_carry swap_io_left swap_cluster_left")
-    + _fields(np.int64, "scanned_last_step level_free")
+    + _fields(np.int64, "scan_carry swap_io_carry swap_io_left swap_cluster_left scanned_last_step")
     # Counters since the last measurement, in slots; CPU demand in permille of a core x ms.
-    + _fields(np.int64, "zero_fills scanned shares_made stale_hints cow_breaks cow_reuses")
-    + _fields(np.int64, "inflated deflated pops swap_outs swap_ins double_pagings stale_reads")
-    + _fields(np.int64, "shared_before_swap guest_page_ins guest_page_outs guest_refusals")
-    + _fields(np.int64, "stalled_touches minor_faults cpu_demand_ms transmits copies remaps"),
+    + _fields(np.int64, "zero_fills scanned shares_made stale_hints cow_breaks cow_reuses inflated")
+    + _fields(np.int64, "deflated pops swap_outs swap_ins swap_drops swap_skips stale_reads remaps")
+    + _fields(np.int64, "double_pagings shared_before_swap guest_page_ins guest_page_outs copies")
+    + _fields(np.int64, "guest_refusals stalled_touches minor_faults cpu_demand_ms transmits"),
     align=True,
 )
 """Scalars of a host. Rates are pages a second x 1000, whatever a slot stands for."""
 
 VM = np.dtype(
-    _fields(
-        np.int64, "vm base_slot size_slots reservation limit shares overhead overhead_due vcpus"
-    )
-    + _fields(np.int64, "sharing driver salt")
+    _fields(np.int64, "vm base_slot size_slots reservation limit shares overhead overhead_due")
+    + _fields(np.int64, "vcpus sharing driver salt")
     # Pages by state (slots); backed = BALLOONED pages that gave the host a frame or swap slot;
     # swap_space = size - reservation, or what was swapped when the reservation was raised.
     + _fields(np.int64, "untouched resident shared ballooned swapped backed swap_space")

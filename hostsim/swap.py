@@ -1,8 +1,9 @@
 """Host swap [P 3.3]: random victims, shared before they are swapped, within the device's budget.
 
 Victims are drawn uniformly from the pages whose loss frees a frame: RESIDENT, and SHARED with one
-reference. Before a page is written it is tried for sharing [P 4.3]; a miss leaves no hint. Which
-VMs are paged, and how much, is decided by the pipeline and `reclaim`.
+reference. Before a page is written it is tried for sharing [P 4.3]; a miss leaves no hint. Clean
+cache may be dropped instead, see `config.Paging`. Which VMs are paged, and how much, is decided by
+the pipeline and `reclaim`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,17 @@ import numpy as np
 
 from hostsim import fault, rng, share
 from hostsim.jit import i64, kernel, small
-from hostsim.state import INDEX, RESIDENT, SHARED, SWAPPED, HostState, state_of
+from hostsim.state import (
+    ACCESSED,
+    CACHE,
+    INDEX,
+    RESIDENT,
+    SHARED,
+    SWAPPED,
+    HostState,
+    state_of,
+    use_of,
+)
 
 LOOKS = 256
 """Random pages looked at for one victim, before victims are counted to draw among them."""
@@ -66,14 +77,21 @@ def write_one(st: HostState) -> None:
 
 @kernel
 def page_out(st: HostState, v: int, ppn: int) -> None:
-    """Share the victim if an equal frame is indexed, otherwise write it to swap."""
+    """Share the victim if an equal frame is indexed, drop it if the guest's disk has it, otherwise
+    write it to swap."""
     host = st.host[0]
-    if state_of(st, st.vms[v].base_slot + ppn) == RESIDENT:
+    slot = st.vms[v].base_slot + ppn
+    if state_of(st, slot) == RESIDENT:
         host.stale_hints += share.drop_hint(st, v, ppn)
-        if st.vms[v].sharing == 1 and share.match(st, v, ppn, 0) == 1:
+        tries = host.share_first == 1 and st.vms[v].sharing == 1
+        if tries and share.match(st, v, ppn, 0) == 1:
             host.shared_before_swap += 1
             return
     fault.leave_memory(st, v, ppn, SWAPPED)
+    if host.map_clean == 1 and use_of(st, slot) == CACHE:
+        st.page[slot] = i64(st.page[slot]) | ACCESSED
+        host.swap_drops += 1
+        return
     host.swap_outs += 1
     write_one(st)
 

@@ -55,6 +55,8 @@ EVENTS = [
     "stale_reads",
     "minor_faults",
     "shared_before_swap",
+    "swap_drops",
+    "swap_skips",
     "guest_page_ins",
     "guest_page_outs",
     "guest_refusals",
@@ -290,6 +292,8 @@ def _page_differences(
     else:
         is_backed = state == "ballooned" and byte & ACCESSED != 0
         yield from _unequal(f"{where} backed", is_backed, ppn in vm.backed)
+        is_dropped = state == "swapped" and byte & ACCESSED != 0
+        yield from _unequal(f"{where} dropped", is_dropped, ppn in vm.dropped)
     if entry is not None:
         kind = int(host.state.shared_kind[word & INDEX]) if entry.cow else byte & KIND
         yield from _unequal(f"{where} is high", kind != 0, esx.is_high(vm, ppn))

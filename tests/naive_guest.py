@@ -105,7 +105,7 @@ def first_use(esx: Esx, vm: Vm, ppn: int, free_becomes: Use) -> int:
     """The page gets its planned content. One that the image left dirty but free stays free while
     memory in use merely reaches it, and is anonymous memory once the workload touches it."""
     use, content = vm.plan[ppn]
-    cost = pages.touch(esx, vm, ppn, fresh(vm) if content is None else content)
+    cost = pages.overwrite(esx, vm, ppn, fresh(vm) if content is None else content)
     if use is Use.FREE:
         use = free_becomes
     vm.guest.use[ppn] = use
@@ -118,7 +118,7 @@ def page_in(esx: Esx, vm: Vm, ppn: int) -> int:
     guest = vm.guest
     if guest.disk_io_left <= 0:
         raise NoGuestIo
-    cost = pages.touch(esx, vm, ppn, guest.home[ppn])
+    cost = pages.overwrite(esx, vm, ppn, guest.home[ppn])
     guest.disk_io_left -= 1
     guest.away.remove(ppn)
     esx.events["guest_page_ins"] += 1
@@ -141,15 +141,16 @@ def read_data(esx: Esx, vm: Vm) -> int:
         vm.given = ppn
         if guest.use[ppn] is Use.ANON:
             cost = write_out(esx, vm, ppn) * esx.sample
-        is_stale = vm.pmap.get(ppn) is Annotation.SWAPPED
+        is_swapped = vm.pmap.get(ppn) is Annotation.SWAPPED
         try:
-            cost += pages.touch(esx, vm, ppn, fresh(vm))
+            cost += pages.overwrite(esx, vm, ppn, fresh(vm))
         except Stall:
             vm.debts["guest_paging"] += cost
             raise
         if guest.use[ppn] is Use.CACHE:
             guest.home[ppn] = esx.read(vm, ppn)
-        esx.events["stale_reads"] += is_stale
+        if is_swapped and not esx.config.paging.skip_overwritten:
+            esx.events["stale_reads"] += 1
     guest.disk_io_left -= 1
     esx.events["guest_page_ins"] += 1
     vm.cause = "guest_paging"
@@ -160,7 +161,7 @@ def scrub(esx: Esx, vm: Vm, ppn: int) -> int:
     """A Windows-like guest zeroes a free page, unless its balloon driver holds it."""
     if vm.guest.use[ppn] is not Use.FREE or (is_pinned(vm, ppn) and not vm.driver_lost):
         return 0
-    return pages.touch(esx, vm, ppn, ZERO_PAGE)
+    return pages.overwrite(esx, vm, ppn, ZERO_PAGE)
 
 
 def free_page(esx: Esx, vm: Vm, ppn: int) -> int:
@@ -181,7 +182,8 @@ def pin(esx: Esx, vm: Vm, ppn: int) -> None:
         vm.backed.add(ppn)
     if vm.frame(ppn) is not None:
         vm.gave += pages.leave_memory(esx, vm, ppn)
-    vm.swap.pop(ppn, None)
+    if ppn in vm.swap:
+        pages.forget_swapped(vm, ppn)
     vm.pmap[ppn] = Annotation.BALLOONED
 
 

@@ -32,6 +32,8 @@ EVENTS = {
     "deflated_pages": "deflated",
     "swap_out_pages": "swap_outs",
     "swap_in_pages": "swap_ins",
+    "swap_dropped_pages": "swap_drops",
+    "swap_skipped_pages": "swap_skips",
     "double_paging_pages": "double_pagings",
     "stale_read_pages": "stale_reads",
     "stalled_touches": "stalled_touches",

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import naive_remap as remap
 from naive_index import TRUNCATED, HintFrame, SharedFrame
-from naive_machine import ZERO_PAGE, Content, Draws, NoFrame, NoIo
+from naive_machine import ZERO_PAGE, Content, Draws, NoFrame, NoGuestIo, NoIo
 from naive_policy import LOW
-from naive_state import Annotation, Backed, Esx, Vm
+from naive_state import Annotation, Backed, Esx, Use, Vm
 
 SCAN_DRAWS = 4
 """Draws for each page of scan budget: pages without a frame are passed over."""
@@ -134,19 +134,37 @@ def bring_in(esx: Esx, vm: Vm, ppn: int) -> int:
         return 0
     require_frame(esx, vm)
     if vm.pmap.get(ppn) is Annotation.SWAPPED:
-        if esx.swap_io_left <= 0:
-            raise NoIo
-        esx.swap_io_left -= 1
-        vm.pmap[ppn] = Backed(esx.machine.take(vm.swap.pop(ppn), vm.salt))
-        esx.events["swap_ins"] += 1
-        vm.cause = "swap_in"
-        return esx.config.swap.latency
+        return swap_in(esx, vm, ppn)
     if vm.pmap.get(ppn) is Annotation.BALLOONED:
         pop(vm, ppn)
         esx.events["pops"] += 1
     vm.pmap[ppn] = Backed(esx.machine.take(ZERO_PAGE, vm.salt))
     esx.events["zero_fills"] += 1
     return 0
+
+
+def swap_in(esx: Esx, vm: Vm, ppn: int) -> int:
+    """Read a page from the device that holds it. Cost in ns of one page."""
+    if ppn in vm.dropped:
+        if vm.guest.disk_io_left <= 0:
+            raise NoGuestIo
+        vm.guest.disk_io_left -= 1
+        device = vm.spec.image.disk
+    else:
+        if esx.swap_io_left <= 0:
+            raise NoIo
+        esx.swap_io_left -= 1
+        device = esx.config.swap
+    vm.pmap[ppn] = Backed(esx.machine.take(forget_swapped(vm, ppn), vm.salt))
+    esx.events["swap_ins"] += 1
+    vm.cause = "swap_in"
+    return device.latency
+
+
+def forget_swapped(vm: Vm, ppn: int) -> Content:
+    """What a page outside memory held, which no device is asked for any more."""
+    vm.dropped.discard(ppn)
+    return vm.swap.pop(ppn)
 
 
 def write(esx: Esx, vm: Vm, ppn: int, content: Content) -> int:
@@ -184,6 +202,17 @@ def touch(esx: Esx, vm: Vm, ppn: int, content: Content | None) -> int:
     return cost * esx.sample
 
 
+def overwrite(esx: Esx, vm: Vm, ppn: int, content: Content) -> int:
+    """The guest replaces all of a page. A host that skips overwritten pages backs a swapped one
+    with any frame. Cost in ns of the whole slot."""
+    if esx.config.paging.skip_overwritten and vm.pmap.get(ppn) is Annotation.SWAPPED:
+        require_frame(esx, vm)
+        forget_swapped(vm, ppn)
+        vm.pmap[ppn] = Backed(esx.machine.take(ZERO_PAGE, vm.salt))
+        esx.events["swap_skips"] += 1
+    return touch(esx, vm, ppn, content)
+
+
 # Host swap [P 3.3]
 
 
@@ -206,17 +235,24 @@ def find_victim(esx: Esx, vm: Vm, draws: Draws, draw: int) -> int | None:
 
 
 def page_out(esx: Esx, vm: Vm, ppn: int) -> None:
-    """Share before swap: only a page that no equal frame is known of is written."""
+    """Share before swap: only a page that no equal frame is known of leaves. A clean copy of a
+    block of the guest's disk need not be written, where hosts know of them."""
     entry = vm.frame(ppn)
     assert entry is not None
     if not entry.cow:
         esx.events["stale_hints"] += drop_hint(esx, entry.mpn)
-        if vm.sharing and share(esx, vm, ppn, insert_hint=False):
+        tries = esx.config.paging.share_first and vm.sharing
+        if tries and share(esx, vm, ppn, insert_hint=False):
             esx.events["shared_before_swap"] += 1
             return
     vm.swap[ppn] = esx.read(vm, ppn)
     leave_memory(esx, vm, ppn)
     vm.pmap[ppn] = Annotation.SWAPPED
+    if esx.config.paging.map_clean and vm.guest.use[ppn] is Use.CACHE:
+        assert vm.swap[ppn] == vm.guest.home[ppn], "the guest's disk holds something else"
+        vm.dropped.add(ppn)
+        esx.events["swap_drops"] += 1
+        return
     esx.events["swap_outs"] += 1
     if esx.cluster_room == 0:  # the cluster that was being written is full: a new operation
         esx.swap_io_left -= 1

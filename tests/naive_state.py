@@ -84,7 +84,8 @@ class Guest:
 @dataclass
 class Vm:
     """One VM. `mapped`: pages with a mapping in the shadow page tables, so that touching them
-    faults no more; `backed`: ballooned pages that gave the host a frame or a swap slot;
+    faults no more; `backed`: ballooned pages that gave the host a frame or a swap slot; `dropped`:
+    swapped pages of which not the swap file but the guest's own disk holds the content;
     `touchable`: the first page that the workload does not come to."""
 
     spec: VmSpec
@@ -109,6 +110,7 @@ class Vm:
     """Whether the row of its program that was last in force prefers some pages to others."""
     pmap: dict[int, Backed | Annotation] = field(default_factory=dict)
     swap: dict[int, Content] = field(default_factory=dict)
+    dropped: set[int] = field(default_factory=set)
     mapped: set[int] = field(default_factory=set)
     backed: set[int] = field(default_factory=set)
     overhead: list[int] = field(default_factory=list)

@@ -121,6 +121,13 @@ def backed_by_nothing(host: Host) -> None:
     host.state.page[page_with(host, int(BALLOONED))] ^= int(ACCESSED)
 
 
+def dropped_though_dirty(host: Host) -> None:
+    """The host claims to have dropped an anonymous page, which no disk holds."""
+    anon = int(ANON)
+    at = page_with(host, int(SWAPPED), lambda byte, _: byte >> int(USE_SHIFT) == anon)
+    host.state.page[at] |= int(ACCESSED)
+
+
 def no_driver(host: Host) -> None:
     row_of(host, 1).driver = DRIVER_ABSENT
 
@@ -167,6 +174,7 @@ DAMAGES: list[tuple[str, str, Damage]] = [
     ("one more backed page", "balloon", add("backed", 1, vm=3)),
     ("a ballooned page gave nothing", "balloon", backed_by_nothing),
     ("a balloon without a driver", "balloon", no_driver),
+    ("an anonymous page was dropped", "dropped pages", dropped_though_dirty),
     ("one more free guest page", "guest use", add("guest_free", 1, vm=1)),
     ("one less cache page", "guest use", add("cache", -1, vm=1)),
     ("one more anonymous page", "guest use", add("anon", 1, vm=1)),

@@ -44,6 +44,8 @@ BAD = [
     ({"tock": 1}, "tock", "unknown key: did you mean 'tick'? allowed here: name, question"),
     (vm(memry="1 GiB"), "vms[0].memry", "did you mean 'memory'? allowed here: memory, reserv"),
     (host(sharing={"salt": 1}), "hosts[0].sharing.salt", "did you mean 'salting'?"),
+    (host(paging={"map_cleen": True}), "hosts[0].paging.map_cleen", "did you mean 'map_clean'?"),
+    (host(paging={"map_clean": "clean"}), "hosts[0].paging.map_clean", "true or false"),
     ({"name": None}, "name", "is required"),
     ({"duration": None}, "duration", "is required"),
     ({"hosts": None}, "hosts", "is required"),

@@ -90,12 +90,27 @@ def test_phases_over_more_memory_than_the_host_has(
     assert pair.twin.tick == steps and pair.twin.now_ms == steps * tick_ms
 
 
-@pytest.mark.parametrize("balloon", ["present", "absent"])
-def test_file_data_beyond_memory(balloon: str) -> None:
+VSWAPPER = {"map_clean": True, "skip_overwritten": True}
+
+
+@pytest.mark.parametrize(
+    ("balloon", "paging", "happens"),
+    [
+        ("present", {}, ("swap_outs",)),
+        ("absent", {}, ("swap_outs", "stale_reads", "double_pagings")),
+        ("absent", {"share_first": False}, ("swap_outs", "stale_reads")),
+        ("absent", {"map_clean": True}, ("swap_drops", "swap_outs", "stale_reads")),
+        ("absent", {"skip_overwritten": True}, ("swap_skips", "swap_outs", "double_pagings")),
+        ("absent", VSWAPPER, ("swap_skips", "swap_drops", "swap_outs")),
+    ],
+)
+def test_file_data_beyond_memory(
+    balloon: str, paging: dict[str, bool], happens: tuple[str, ...]
+) -> None:
     """Linux guests read files larger than their cache over its cold pages, some of which the host
     had swapped; a Windows guest beside them zeroes what its balloon gives back."""
     k = 16
-    pair = Pair(scenes.host(k, 330), 4, k)
+    pair = Pair(scenes.host(k, 330, paging=paging), 4, k)
     ranked = {"active": 150, "data": 220, "touch_interval": 4000, "writes": 500}
     does = scenes.phases(
         k,
@@ -110,9 +125,46 @@ def test_file_data_beyond_memory(balloon: str) -> None:
         config = scenes.guest(k, 200, balloon="present" if os == "windows" else balloon)
         assert pair.power_on(vm_spec(vm, config, image, does))
     totals = run(pair, 90)
-    all_happened(totals, "guest_page_ins", "inflated", "deflated", "swap_outs", "cow_breaks")
-    if balloon == "absent":
-        all_happened(totals, "stale_reads", "double_pagings")
+    all_happened(totals, "guest_page_ins", "inflated", "deflated", "cow_breaks", *happens)
+    for name, option in (("swap_drops", "map_clean"), ("swap_skips", "skip_overwritten")):
+        assert paging.get(option) or totals[name] == 0
+    if paging.get("skip_overwritten"):
+        assert totals["stale_reads"] == 0
+
+
+@pytest.mark.parametrize("paging", [{}, VSWAPPER])
+def test_dropped_pages_are_freed_and_used_again(paging: dict[str, bool]) -> None:
+    """Linux guests without drivers free and use again what the host had paged out: a page that the
+    host dropped is read from the guest's disk, or, where that is skipped, just backed."""
+    k = 16
+    pair = Pair(scenes.host(k, 220, paging=paging), 13, k)
+    does = scenes.phases(
+        k,
+        {"memory": 140, "active": 60, "duration": 9000, "growth": scenes.amount(40, k)},
+        {"memory": 30, "active": 20, "duration": 9000, "growth": scenes.amount(40, k)},
+    )
+    image = {"growth": CACHE_GROWTH}
+    full_host(pair, [150, 150], 30, does=does, balloon="absent", image=image)
+    totals = run(pair, 80)
+    all_happened(totals, "swap_outs", "swap_ins")
+    assert (totals["swap_skips"] > 0, totals["swap_drops"] > 0) == (bool(paging), bool(paging))
+
+
+def test_sharing_may_be_left_to_the_scanner() -> None:
+    """Pages of which an equal frame is known are shared before they are swapped, unless told not
+    to [P 4.3]."""
+    k = 16
+    written = {}
+    for share_first in (True, False):
+        paging = {"share_first": share_first}
+        sharing = {"scan_pages_per_s_vm": 4 * k, "scan_pages_per_s_total": 12 * k}
+        pair = Pair(scenes.host(k, 200, paging=paging, sharing=sharing), 8, k)
+        does = scenes.phases(k, {"active": 40})
+        full_host(pair, [130, 130], 120, does=does, balloon="absent")
+        totals = run(pair, 40)
+        assert (totals["shared_before_swap"] > 0) == share_first
+        written[share_first] = totals["swap_outs"]
+    assert written[False] > written[True]
 
 
 def test_a_trace_falls_behind_and_catches_up() -> None:

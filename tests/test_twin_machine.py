@@ -55,9 +55,11 @@ def host_configs(draw: st.DrawFn, k: int) -> HostConfig:
         "deadband_sigmas": draw(st.integers(0, 2)),
     }
     per_poll = scenes.amount(draw(st.sampled_from([30, 4, 0])), k)
+    options = ("share_first", "map_clean", "skip_overwritten")
     return scenes.host(
         k,
         draw(st.integers(150, 400)),
+        paging={name: draw(st.booleans()) for name in options},
         profile=draw(st.sampled_from(["osdi02", "vsphere"])),
         cpus=draw(st.sampled_from([1, 8])),
         sharing=sharing,

@@ -59,7 +59,9 @@ LAYERS = [
     "cluster.reproduction.ballooning cluster.reproduction.identical_vms"
     " cluster.reproduction.production cluster.reproduction.active_memory"
     " cluster.reproduction.idle_tax cluster.reproduction.reallocation cluster.reproduction.page"
-    " cluster.reproduction.remapping cluster.reproduction.real_machines",
+    " cluster.reproduction.remapping cluster.reproduction.real_machines"
+    " cluster.reproduction.overcommit cluster.reproduction.driverless"
+    " cluster.reproduction.sharing_scope",
     "cluster.reproduction.experiments",
     "cluster.reproduction.command",
     "cluster.cli",

@@ -156,6 +156,6 @@ def _show(rows: Sequence[dict[str, Any]], skipped: dict[str, str]) -> None:
         console = Console(width=160)
     console.print(table)
     for title, why in skipped.items():
-        console.print(f"skipped: {title}: {why}")
+        console.print(f"skipped: {title}: {escape(why)}")
     held = sum(row["holds"] for row in rows)
     console.print(f"{held} of {len(rows)} claims hold")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,3 +56,22 @@ def compare(axes: Any, ours: Curve, paper: Curve | None, colour: str, label: str
     if paper is not None:
         axes.plot(*paper, ".", color=colour, markersize=3.5, alpha=0.45, markeredgewidth=0)
     axes.plot(*ours, color=colour, linewidth=1.6, label=label)
+
+
+def bars(
+    axes: Any, labels: Sequence[str], parts: Mapping[str, Any], *, stacked: bool = False
+) -> None:
+    """Horizontal bars, the first label on top; the parts side by side, or one after the other."""
+    places = np.arange(len(labels))
+    height = 0.7 if stacked else 0.8 / len(parts)
+    before = np.zeros(len(labels))
+    for at, ((name, values), colour) in enumerate(zip(parts.items(), COLOURS, strict=False)):
+        shift = 0.0 if stacked else (at - (len(parts) - 1) / 2) * height
+        left = before.copy() if stacked else None
+        axes.barh(places + shift, values, height, left=left, color=colour, label=name)
+        before += values
+    axes.set_yticks(places, labels)
+    axes.invert_yaxis()
+    ncols = len(parts) if axes.figure.get_figwidth() > 6 else 1
+    above = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
+    axes.legend(frameon=False, ncols=ncols, fontsize="small", **above)

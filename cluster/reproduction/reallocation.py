@@ -70,7 +70,7 @@ def observe(lab: Lab, seed: int) -> Observation:
     """The run of the figure, and its boot without sharing before swap."""
     run = lab.run("fig8", seed)
     host, citrix, sql = run.host(), run.vm("citrix-server"), run.vm("sql-server")
-    unshared = {"duration": "5 min", "hosts.0.sharing": {"enabled": False}}
+    unshared = {"duration": "5 min", "hosts.0.paging": {"share_first": False}}
     written = host.between(*BOOT).mib_total("swap_out")
     boot, start = host.between(*BOOT).level_minutes(), host.between(16, 20).level_minutes()
     rose = citrix.between(7, 90)
