@@ -83,8 +83,9 @@ def hint_bit_lost(host: Host) -> None:
 
 
 def stale_hint_without_a_page(host: Host) -> None:
+    """It names a page beyond the VM: the next one may own a stale hint itself."""
     at = int(np.flatnonzero(host.state.stale_page >= 0)[0])
-    host.state.stale_page[at] += 1
+    host.state.stale_page[at] += 1 << 30
 
 
 def another_shared_content(host: Host) -> None:
