@@ -75,3 +75,11 @@ def bars(
     ncols = len(parts) if axes.figure.get_figwidth() > 6 else 1
     above = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
     axes.legend(frameon=False, ncols=ncols, fontsize="small", **above)
+
+
+def plain_numbers(axis: Any) -> None:
+    """Labels of a logarithmic axis as plain numbers: its own are formulas, shown as source text."""
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
+    axis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
+    axis.set_minor_formatter(NullFormatter())

@@ -66,8 +66,8 @@ def paint(axes: Any, seen: Sequence[Observation]) -> None:
     axes.set_xlabel("minutes")
     axes.set_ylabel("MB")
     axes.set_xlim(0, 75)
-    axes.set_ylim(0, 280)
-    axes.legend(frameon=False, ncols=2, fontsize="small")
+    axes.set_ylim(0, 330)
+    axes.legend(frameon=False, ncols=4, loc="upper center", fontsize="small")
 
 
 _F = "[P 5.4, Fig 7]"

@@ -13,7 +13,7 @@ import numpy as np
 from cluster.aggregate import slowdowns
 from cluster.messages import CAUSES
 from cluster.reproduction.claims import Claim, Observation, band, exactly
-from cluster.reproduction.experiment import Experiment, Panel, bars, mean_curve
+from cluster.reproduction.experiment import Experiment, Panel, bars, mean_curve, plain_numbers
 from cluster.reproduction.lab import Array, Changes, Lab, Run
 
 ABSENT = {f"vms.{group}.balloon": "absent" for group in range(3)}
@@ -102,6 +102,7 @@ def paint(axes: Any, seen: Sequence[Observation]) -> None:
     parts = {f"{name} VM": mean_curve(seen, name)[1] for name in ("median", "slowest")}
     bars(axes, _labels(seen), parts)
     axes.set_xscale("log")
+    plain_numbers(axes.xaxis)
     axes.set_xlim(0.9)
     axes.set_xlabel("slowdown")
 

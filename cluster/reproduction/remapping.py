@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 
 from cluster.reproduction.claims import Claim, Observation, band
-from cluster.reproduction.experiment import COLOURS, Experiment, Panel, mean_curve
+from cluster.reproduction.experiment import (
+    COLOURS,
+    Experiment,
+    Panel,
+    mean_curve,
+    plain_numbers,
+)
 from cluster.reproduction.lab import Lab, Series
 
 VICTIMS = ("free", "random")
@@ -57,6 +63,7 @@ def paint(axes: Any, seen: Sequence[Observation]) -> None:
     for (name, words), colour in zip(names.items(), COLOURS, strict=False):
         axes.plot(*mean_curve(seen, name), color=colour, label=words)
     axes.set_yscale("log")
+    plain_numbers(axes.yaxis)
     axes.set_xlabel("minutes")
     axes.set_ylabel("pages copied a second")
     axes.legend(frameon=False, fontsize="small")
