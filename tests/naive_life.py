@@ -26,7 +26,7 @@ class Refused(Exception):  # noqa: N818 - an answer, not an error
 def new_host(host: int, config: HostConfig, seed: int, sample: int, tick_ms: int) -> Esx:
     n_frames = slots(config.memory - config.reserve, sample)
     low_memory = config.memory if config.io.low_memory is None else config.io.low_memory
-    machine = Machine({}, list(range(n_frames)), slots(low_memory, sample))
+    machine = Machine({}, n_frames, slots(low_memory, sample))
     return Esx(host, config, seed, sample, tick_ms, machine, ContentIndex(), level_free=n_frames)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from fractions import Fraction
 
 WORD = (1 << 64) - 1
@@ -33,31 +33,38 @@ class Frame:
 
 @dataclass
 class Machine:
-    """Machine memory: frames in use by MPN, and the free list. MPNs from `n_low` on lie high."""
+    """Machine memory: frames in use by MPN, and a free list of those that devices reach and one of
+    those that lie high, MPNs from `n_low` on."""
 
     frames: dict[int, Frame]
-    free: list[int]
+    n_frames: InitVar[int]
     n_low: int
+    free_low: list[int] = field(default_factory=list)
+    free_high: list[int] = field(default_factory=list)
+
+    def __post_init__(self, n_frames: int) -> None:
+        for mpn in range(n_frames):
+            self.free_of(self.is_high(mpn)).append(mpn)
 
     def is_high(self, mpn: int) -> bool:
         """Whether devices cannot reach the frame."""
         return mpn >= self.n_low
 
     def free_of(self, high: bool) -> list[int]:
-        return [mpn for mpn in self.free if self.is_high(mpn) == high]
+        return self.free_high if high else self.free_low
 
     def take(self, content: Content, salt: int) -> int:
         """A high frame, while there is one."""
-        if not self.free:
+        free = self.free_high or self.free_low
+        if not free:
             raise NoFrame
-        mpn = (self.free_of(high=True) or self.free)[-1]
-        self.free.remove(mpn)
+        mpn = free.pop()
         self.frames[mpn] = Frame(content, salt)
         return mpn
 
     def release(self, mpn: int) -> None:
         del self.frames[mpn]
-        self.free.append(mpn)
+        self.free_of(self.is_high(mpn)).append(mpn)
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,9 @@ def send(esx: Esx, vm: Vm, ppn: int, draw: int) -> int:
         return 1
     low = esx.machine.free_of(high=False)
     if low:
-        esx.machine.free.remove(low[-1])
-        esx.machine.free.append(entry.mpn)
-        moved(esx, {entry.mpn: low[-1]})
+        mpn = low.pop()
+        esx.machine.free_of(high=True).append(entry.mpn)
+        moved(esx, {entry.mpn: mpn})
         forget(esx, vm, ppn)
         return 2
     if esx.config.io.remap == "random":

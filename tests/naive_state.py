@@ -256,7 +256,7 @@ class Esx:
 
     @property
     def free(self) -> int:
-        return len(self.machine.free)
+        return len(self.machine.free_low) + len(self.machine.free_high)
 
     def can_write(self) -> bool:
         """Whether one more page can be swapped out in this step."""
