@@ -20,6 +20,7 @@ from hostsim.guest import reset as reset_guest
 from hostsim.guest_config import GuestImage, Phase, Workload
 from hostsim.jit import is_warm, kernel
 from hostsim.load import fill_bounds, fill_host, fill_vm, program_slots
+from hostsim.pace import STEP_MS_MIN
 from hostsim.program import from_workload
 from hostsim.spec import VmSpec
 from hostsim.state import (
@@ -167,9 +168,9 @@ class Host:
 
         (n, 4) int64: time in ms, level before, level after, free slots that decided.
         """
-        n_steps = duration_ms // self.tick_ms
-        changes = np.zeros((n_steps, 4), np.int64)
-        n_changes = tick.advance(self.state, n_steps, changes)
+        steps_of_tick = 2 * self.tick_ms // STEP_MS_MIN + 1
+        changes = np.zeros((duration_ms // self.tick_ms * steps_of_tick, 4), np.int64)
+        n_changes = tick.advance(self.state, duration_ms, changes)
         return changes[:n_changes]
 
     def measure(self) -> tuple[measure.Rows, measure.Rows]:

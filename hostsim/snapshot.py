@@ -253,6 +253,9 @@ def _require_sound(host: Host) -> None:
         raise PackingError("host: VMs and their specs differ")
     if len(st.vms) == 0 or not 0 <= st.host[0].level < len(st.level_ms):
         raise PackingError("host: no rows, or no such level")
+    row = st.host[0]
+    if not (1 <= row.dt_ms <= row.tick_ms and 1 <= row.pace_ms <= row.tick_ms and row.intake >= 0):
+        raise PackingError("host: a step out of range")
     expected = on[np.argsort(rows["vm"])]
     if st.order.tolist() != [*expected.tolist(), *[-1] * (len(st.order) - len(on))]:
         raise PackingError("host: VMs are not in id order")

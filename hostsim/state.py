@@ -61,7 +61,7 @@ def _fields(kind: type, names: str) -> list[tuple[str, type]]:
 
 HOST = np.dtype(
     # Identity and time.
-    _fields(np.int64, "host seed sample now_ms dt_ms tick")
+    _fields(np.int64, "host seed sample now_ms tick_ms pace_ms dt_ms tick intake")
     # Frames: machine = memory - reserve; free = machine - overhead - private - distinct.
     + _fields(np.int64, "machine overhead free distinct hint_frames level rebalance")
     # Thresholds in slots: enter a level below down_*, leave it upwards above up_*; goal: enough.
@@ -82,7 +82,7 @@ HOST = np.dtype(
     + _fields(np.int64, "stalled_touches cpu_demand_ms"),
     align=True,
 )
-"""Scalars of a host. Rates are pages a second x 1000, whatever a slot stands for."""
+"""Scalars of a host. Rates are pages a second x 1000; intake: millionths of a slot a ms."""
 
 VM = np.dtype(
     _fields(
@@ -103,7 +103,7 @@ VM = np.dtype(
     + _fields(np.int64, "free_cursor sweep gifts given disk_latency_ns disk_iops disk_io_left")
     # Program: rows [program, program + program_len) and the one in force.
     + _fields(np.int64, "program program_len row vm_clock repeat cycle_start_ms start_ms offset_ms")
-    + _fields(np.int64, "boot_end_ns")
+    + _fields(np.int64, "boot_end_ns stalled")
     # Clocks: executed VM time, what the last cost was for, work left undone.
     + _fields(np.int64, "clock_ns left_ns cause backlog_ns on_ns touches serial")
     # Sampler.
@@ -114,7 +114,8 @@ VM = np.dtype(
     + _fields(np.int64, "drift_carry disk_io_carry scrub_carry"),
     align=True,
 )
-"""Scalars of a VM. A row is free exactly when vm is -1. Sizes in slots, times as named."""
+"""Scalars of a VM. A row is free exactly when vm is -1. Sizes in slots, times as named. `stalled`:
+of the touch to be tried again, 1 + 2 PPN + 1 if it writes; 0 = none."""
 
 Array = npt.NDArray[Any]
 INT = np.dtype(np.int64)

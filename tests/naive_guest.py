@@ -296,5 +296,6 @@ def reset(vm: Vm) -> None:
         drift=old.drift,
         touch_credit=old.touch_credit,
     )
+    vm.last_row = vm.program[0]
     vm.debts = Counter()
     vm.driver_lost = True

@@ -24,7 +24,9 @@ class Refused(Exception):  # noqa: N818 - an answer, not an error
 def new_host(host: int, config: HostConfig, seed: int, sample: int, tick_ms: int) -> Esx:
     n_frames = slots(config.memory - config.reserve, sample)
     machine = Machine({}, list(range(n_frames)))
-    return Esx(host, config, seed, sample, tick_ms, machine, ContentIndex(), level_free=n_frames)
+    esx = Esx(host, config, seed, sample, tick_ms, machine, ContentIndex(), level_free=n_frames)
+    esx.dt_ms = esx.pace_ms = tick_ms
+    return esx
 
 
 def why_refused(esx: Esx, spec: VmSpec) -> str | None:
@@ -120,6 +122,7 @@ def new_vm(esx: Esx, spec: VmSpec) -> Vm:
         reservation_bytes=config.reservation,
     )
     vm.target = vm.limit
+    vm.last_row = vm.program[0]
     vm.guest.free_cursor = size - 1
     vm.guest.boot_end_ns = spec.image.boot * 1_000_000
     return vm

@@ -151,7 +151,9 @@ class Pair:
     # Steps
 
     def step(self, n: int = 1) -> None:
-        for _ in range(n):
+        """`n` ticks, of as many steps as they take."""
+        end_ms = (self.twin.now_ms // self.tick_ms + n) * self.tick_ms
+        while self.twin.now_ms < end_ms:
             within = {
                 vm.spec.vm: len(vm.swap)
                 for vm in self.twin.on()

@@ -67,6 +67,8 @@ class Guest:
     scrub_cursor: int = 0
     free_cursor: int = 0
     sweep: int = 0
+    stalled: tuple[int, bool] | None = None
+    """Page of the touch that the guest waits for, and whether it writes."""
     gifts: int = 0
     writes: int = 0
     disk_io_left: int = 0
@@ -75,7 +77,7 @@ class Guest:
     scrubbing: Meter = field(default_factory=Meter)
     drift: Meter = field(default_factory=Meter)
     touch_credit: int = 0
-    """Page-milliseconds of active memory not yet touched."""
+    """Page-microseconds of active memory not yet touched."""
 
 
 @dataclass
@@ -105,6 +107,8 @@ class Vm:
     backed: set[int] = field(default_factory=set)
     overhead: list[int] = field(default_factory=list)
     driver_lost: bool = False
+    last_row: Row | None = None
+    """Of the program, when it was last looked at."""
     target: int = 0
     balloon_target: int = 0
     blocked: bool = False
@@ -201,11 +205,18 @@ class Esx:
     seed: int
     sample: int
     tick_ms: int
+    """The longest step."""
     machine: Machine
     index: ContentIndex = field(default_factory=ContentIndex)
     vms: dict[int, Vm] = field(default_factory=dict)
     now_ms: int = 0
+    dt_ms: int = 0
+    """The last step, and what it could have been at most."""
+    pace_ms: int = 0
+    intake: int = 0
+    """Millionths of a frame that guests took in each ms of it, at least half of what it was."""
     tick: int = 0
+    """Key of the random streams of the next step."""
     level: int = 0
     level_free: int = 0
     rebalance: bool = True
