@@ -166,7 +166,7 @@ class Host:
     def advance(self, duration_ms: int) -> Array:
         """Run `duration_ms`, a multiple of the tick. Returns the level changes in it.
 
-        (n, 4) int64: time in ms, level before, level after, free slots that decided.
+        (n, 4) int64: start of the step in ms, level before, level after, free slots that decided.
         """
         steps_of_tick = 2 * self.tick_ms // STEP_MS_MIN + 1
         changes = np.zeros((duration_ms // self.tick_ms * steps_of_tick, 4), np.int64)
@@ -210,7 +210,7 @@ class Host:
 
     def _pattern(self, image: GuestImage) -> tuple[int, Composition]:
         """Index of the image's pattern in the state, laid out when it is first seen."""
-        composition = compose(image)
+        composition = compose(image, self.seed, self.sample)
         if image not in self.images:
             self.images.append(image)
             st = self.state

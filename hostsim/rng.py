@@ -10,7 +10,7 @@ import numpy as np
 
 from hostsim.jit import i64, kernel, small
 
-TOUCH, SCAN, SWAP, ORDER, GUEST, SAMPLE, DEFLATE = range(1, 8)
+TOUCH, SCAN, SWAP, ORDER, GUEST, SAMPLE, DEFLATE, SLOTS = range(1, 9)
 """Purposes: what a stream is for."""
 
 _WEYL = np.uint64(0x9E3779B97F4A7C15)

@@ -234,7 +234,7 @@ def _state(packed: Mapping[str, Any], host: Host) -> HostState:
         if name not in DERIVED
     }
     blank = empty(n_rows, host.config.sampling.pages)
-    layouts = [compose(image) for image in host.images]
+    layouts = [compose(image, host.seed, host.sample) for image in host.images]
     for name in ("kinds", "ranks", "class_counts", "periods"):
         rows = [getattr(layout, name) for layout in layouts]
         arrays[name] = np.stack(rows) if rows else getattr(blank, name)
@@ -290,7 +290,8 @@ def _require_sound(host: Host) -> None:
 def _require_sound_vm(host: Host, v: int) -> None:
     st, row = host.state, host.state.vms[v]
     spec = host.specs[VmId(int(row.vm))]
-    layout, kernel, footprint = compose(spec.image), int(row.kernel), int(row.footprint)
+    layout = compose(spec.image, host.seed, host.sample)
+    kernel, footprint = int(row.kernel), int(row.footprint)
     expected = np.zeros(1, VM).view(np.recarray)[0]
     fill_vm(expected, spec, layout, st.host[0])
     require_equal(row, expected, SPECIFIED)

@@ -71,7 +71,7 @@ def key_of(start_ms: int, tick_ms: int) -> int:
 def advance(st: HostState, duration_ms: int, changes: Array) -> int:
     """Run steps for `duration_ms`. Returns how many level changes were written to `changes`.
 
-    changes: (n, 4) int64, out: time in ms, level before, level after, free slots; a step has one.
+    changes: (n, 4) int64, out: start of the step in ms, level before, level after, free slots.
     """
     n_changes = 0
     end_ms = st.host[0].now_ms + duration_ms
@@ -79,7 +79,7 @@ def advance(st: HostState, duration_ms: int, changes: Array) -> int:
         before = st.host[0].level
         step(st)
         if st.host[0].level != before:
-            changes[n_changes, 0] = st.host[0].now_ms
+            changes[n_changes, 0] = st.host[0].now_ms - st.host[0].dt_ms
             changes[n_changes, 1] = before
             changes[n_changes, 2] = st.host[0].level
             changes[n_changes, 3] = st.host[0].level_free

@@ -9,7 +9,7 @@ from naive_machine import ZERO_PAGE, Content, Machine
 from naive_policy import slots
 from naive_state import Esx, Guest, Row, Use, Vm
 
-from hostsim.composition import compose
+from hostsim.composition import Composition, compose
 from hostsim.config import HostConfig
 from hostsim.program import KEEP, LOCALITIES
 from hostsim.spec import VmSpec
@@ -46,11 +46,10 @@ def why_not_admitted(esx: Esx, spec: VmSpec, reservation: int) -> str | None:
 
 
 def planned_pages(
-    spec: VmSpec, size: int, kernel: int, footprint: int
+    spec: VmSpec, composition: Composition, size: int, kernel: int, footprint: int
 ) -> list[tuple[Use, Content | None]]:
     """Use and content of each page at its first use. The j-th page of a class holds the j-th
     content of its family; None = written by the guest itself."""
-    composition = compose(spec.image)
     application = spec.application_range or f"of image {spec.image_range}"
     seen = dict.fromkeys(CLASSES, 0)
     plan: list[tuple[Use, Content | None]] = []
@@ -95,13 +94,14 @@ def program_rows(spec: VmSpec, sample: int) -> list[Row]:
 
 def new_vm(esx: Esx, spec: VmSpec) -> Vm:
     config, k = spec.config, esx.sample
+    composition = compose(spec.image, esx.seed, k)
     size = max(slots(config.memory, k), 1)
     limit = config.memory if config.limit is None else config.limit
     guest_swap = config.guest_swap
     if guest_swap is None:
         guest_swap = config.memory - config.reservation
     footprint = max(min(slots(spec.image.footprint, k), size), 1)
-    kernel = min(footprint * compose(spec.image).kernel_permille // 1000, size - 1)
+    kernel = min(footprint * composition.kernel_permille // 1000, size - 1)
     has_driver = config.balloon == "present"
     vm = Vm(
         spec=spec,
@@ -115,7 +115,7 @@ def new_vm(esx: Esx, spec: VmSpec) -> Vm:
         has_driver=has_driver,
         balloon_max=size * esx.config.balloon.maximum // 1000 if has_driver else 0,
         guest_swap=slots(guest_swap, k),
-        plan=planned_pages(spec, size, kernel, footprint),
+        plan=planned_pages(spec, composition, size, kernel, footprint),
         program=program_rows(spec, k),
         guest=Guest(dict.fromkeys(range(size), Use.FREE), kernel=kernel, footprint=footprint),
         start_ms=esx.now_ms,

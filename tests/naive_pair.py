@@ -150,10 +150,14 @@ class Pair:
 
     # Steps
 
-    def step(self, n: int = 1) -> None:
-        """`n` ticks, of as many steps as they take."""
-        end_ms = (self.twin.now_ms // self.tick_ms + n) * self.tick_ms
+    def tick(self) -> None:
+        """As many steps as it takes to the next whole tick."""
+        end_ms = (self.twin.now_ms // self.tick_ms + 1) * self.tick_ms
         while self.twin.now_ms < end_ms:
+            self.step()
+
+    def step(self, n: int = 1) -> None:
+        for _ in range(n):
             within = {
                 vm.spec.vm: len(vm.swap)
                 for vm in self.twin.on()

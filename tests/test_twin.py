@@ -35,7 +35,7 @@ def run(pair: Pair, steps: int, at: dict[int, Action] | None = None) -> Counter[
         if at and step in at:
             at[step](pair)
             pair.check()
-        pair.step()
+        pair.tick()
         if step % MEASURE_STEPS == MEASURE_STEPS - 1 or step == steps - 1:
             totals += pair.twin.events
             for level, ms in pair.twin.level_ms.items():
