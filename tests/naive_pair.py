@@ -158,6 +158,12 @@ class Pair:
 
     # Steps
 
+    def tick(self) -> None:
+        """As many steps as it takes to the next whole tick."""
+        end_ms = (self.twin.now_ms // self.tick_ms + 1) * self.tick_ms
+        while self.twin.now_ms < end_ms:
+            self.step()
+
     def step(self, n: int = 1) -> None:
         for _ in range(n):
             within = {
