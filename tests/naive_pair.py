@@ -158,9 +158,9 @@ class Pair:
 
     # Steps
 
-    def tick(self) -> None:
-        """As many steps as it takes to the next whole tick."""
-        end_ms = (self.twin.now_ms // self.tick_ms + 1) * self.tick_ms
+    def tick(self, n: int = 1) -> None:
+        """As many steps as it takes to the `n`-th whole tick from now."""
+        end_ms = (self.twin.now_ms // self.tick_ms + n) * self.tick_ms
         while self.twin.now_ms < end_ms:
             self.step()
 
