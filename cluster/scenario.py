@@ -247,7 +247,7 @@ class Scenario(FrozenModel):
     duration: Milliseconds = Field(gt=0)
     """Simulated time, a multiple of the epoch."""
     tick: Milliseconds = Field(1000, ge=10, le=3_600_000)
-    """Base step of a host."""
+    """Longest step of a host; it makes shorter ones where a whole tick would decide too late."""
     epoch: Milliseconds = Field(60_000, ge=10, le=86_400_000)
     """Interval at which the coordinator looks and decides; a multiple of the tick."""
     fidelity: Fidelity = Fidelity()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hostsim import rng
 from hostsim.guest_config import ContentTable, GuestImage
 from hostsim.state import (
     ANON,
@@ -84,8 +85,13 @@ def _spread(entries: list[tuple[int, int]]) -> Array:
 
 
 @functools.cache
-def compose(image: GuestImage) -> Composition:
-    """Lay out an image: a function of the image alone, so equal on every host."""
+def compose(image: GuestImage, seed: int = 0, sample: int = 1) -> Composition:
+    """Lay out an image: a function of these alone, so equal on every host.
+
+    Where a slot stands for many pages, which ones it stands for is chance: each section's pattern
+    then begins at a place that the seed draws, equal for all VMs. A part of n slots holds about the
+    floor or the ceiling of each entry still, and in the mean over seeds exactly what is due.
+    """
     kinds = np.zeros((3, PATTERN), np.int64)
     kinds[IN_KERNEL] = _spread(_entries(image.content, ("kernel",)))
     kinds[IN_FOOTPRINT] = _spread(_entries(image.content, ("cache", "anon", "free")))
@@ -94,6 +100,10 @@ def compose(image: GuestImage) -> Composition:
     # A section's parts are exact after as many slots as its weights sum to: there it repeats.
     periods = np.array([kernel_permille, PATTERN - kernel_permille, PATTERN])
     periods[periods == 0] = PATTERN
+    if sample > 1:
+        for section, period in enumerate(periods.tolist()):
+            first = rng.below(np.uint64(rng.stream(seed, rng.SLOTS, section, 0)), 0, period)
+            kinds[section, :period] = np.roll(kinds[section, :period], -first)
     ranks = np.zeros_like(kinds)
     class_counts = np.zeros((3, N_CLASSES), np.int64)
     for section in range(3):

@@ -330,6 +330,7 @@ def reset(st: HostState, v: int) -> None:
     vm.brk = 0
     vm.window = 0
     vm.sweep = 0
+    vm.stalled = 0
     vm.row = 0
     vm.scrub_cursor = 0
     vm.grow_carry = 0

@@ -28,6 +28,7 @@ from hostsim.load import (
     fill_vm,
     program_slots,
 )
+from hostsim.pace import STEP_MS_MIN
 from hostsim.program import from_workload
 from hostsim.replay import EVENT
 from hostsim.spec import VmSpec
@@ -97,7 +98,7 @@ class Host:
         if reason is not None:
             raise ValueError(f"host {self.host} refuses VM {vm.vm}: {reason}")
         filled = np.zeros(1, VM).view(np.recarray)
-        fill_vm(filled[0], vm, compose(vm.image), self.state.host[0])
+        fill_vm(filled[0], vm, compose(vm.image, self.seed, self.sample), self.state.host[0])
         self.specs[vm.vm] = vm
         v = self._free_row()
         pattern, composition = self._pattern(vm.image)
@@ -194,11 +195,11 @@ class Host:
     def advance(self, duration_ms: int) -> Array:
         """Run `duration_ms`, a multiple of the tick. Returns the level changes in it.
 
-        (n, 4) int64: time in ms, level before, level after, free slots that decided.
+        (n, 4) int64: start of the step in ms, level before, level after, free slots that decided.
         """
-        n_steps = duration_ms // self.tick_ms
-        changes = np.zeros((n_steps, 4), np.int64)
-        n_changes = tick.advance(self.state, n_steps, changes)
+        steps_of_tick = 2 * self.tick_ms // STEP_MS_MIN + 1
+        changes = np.zeros((duration_ms // self.tick_ms * steps_of_tick, 4), np.int64)
+        n_changes = tick.advance(self.state, duration_ms, changes)
         return changes[:n_changes]
 
     def measure(self) -> tuple[measure.Rows, measure.Rows]:
@@ -238,7 +239,7 @@ class Host:
 
     def _pattern(self, image: GuestImage) -> tuple[int, Composition]:
         """Index of the image's pattern in the state, laid out when it is first seen."""
-        composition = compose(image)
+        composition = compose(image, self.seed, self.sample)
         if image not in self.images:
             self.images.append(image)
             st = self.state

@@ -35,7 +35,8 @@ def fill_host(
     row: Any, config: HostConfig, host: HostId, seed: int, sample: int, tick_ms: int
 ) -> None:
     """Flatten a host's configuration into its HOST row."""
-    row.host, row.seed, row.sample, row.dt_ms = host, seed, sample, tick_ms
+    row.host, row.seed, row.sample = host, seed, sample
+    row.tick_ms = row.pace_ms = row.dt_ms = tick_ms
     row.machine = slots(config.memory - config.reserve, sample)
     low_memory = config.memory if config.io.low_memory is None else config.io.low_memory
     row.highmem = max(row.machine - slots(low_memory, sample), 0)

@@ -200,7 +200,7 @@ def whole(value: Any) -> int:
 
 
 CONFIGURED = (
-    *("host", "seed", "sample", "dt_ms", "machine", "highmem", "goal", "down_soft", "down_hard"),
+    *("host", "seed", "sample", "tick_ms", "machine", "highmem", "goal", "down_soft", "down_hard"),
     *("down_low", "up_high", "up_soft", "up_hard", "scan_rate_total", "scan_rate_vm"),
     *("scan_time_ms", "sharing", "balloon_poll_ms", "inflate_rate", "deflate_rate"),
     *("balloon_max_permille", "balance_ms", "claim_touched", "deadband_sigmas", "sample_pages"),
@@ -236,7 +236,8 @@ def out_of_range(row: Any, sampled: Array, spec: VmSpec) -> list[str]:
         and 0 <= row["window"] <= n - row["kernel"]
         and 0 <= row["active"] <= row["span"],
         "cursors": 0 <= row["free_cursor"] < n and 0 <= row["given"] < n and row["sweep"] >= 0,
-        "carry": 0 <= row["touch_carry"] <= spec.program["touch_interval_ms"].max(),
+        "carry": 0 <= row["touch_carry"] <= 2000 * spec.program["touch_interval_ms"].max(),
+        "stalled": 0 <= row["stalled"] <= 2 * n,
         "event": min(row["footprint"], row["replay_len"]) <= row["event"] <= row["replay_len"],
         "cause": 0 <= row["cause"] < N_CAUSES,
         "cycle": row["cycle_start_ms"] >= 0 and row["start_ms"] >= 0,

@@ -215,7 +215,9 @@ def scan_vm(st: HostState, v: int, budget: int) -> int:
 def scan(st: HostState, first: int) -> None:
     """Scan every sharing VM at its own rate while the host's budget lasts.
 
-    VMs are served in id order starting at position `first` of the order.
+    VMs are served in id order starting at position `first` of the order. One slot at most of what
+    is not scanned, because the host's budget or frames were not found, waits for the next step: or
+    short steps and large slots, whose budgets are one or none, would lose a part of the rate.
     """
     host, unit = st.host[0], slot_unit(st)
     host.scan_carry += host.scan_rate_total * host.dt_ms
@@ -233,7 +235,10 @@ def scan(st: HostState, first: int) -> None:
             rate = min(rate, vm.size_slots * unit // host.scan_time_ms)
         vm.scan_carry += rate * host.dt_ms
         budget = min(vm.scan_carry // unit, left)
-        vm.scan_carry %= unit
         if budget > 0:
-            left -= budget
-            host.scanned_last_step += scan_vm(st, v, budget)
+            done = scan_vm(st, v, budget)
+            left -= done
+            host.scanned_last_step += done
+            vm.scan_carry -= done * unit
+        if vm.scan_carry >= unit:
+            vm.scan_carry = unit + vm.scan_carry % unit

@@ -244,7 +244,7 @@ def _state(packed: Mapping[str, Any], host: Host) -> HostState:
         if name not in DERIVED
     }
     blank = empty(n_rows, host.config.sampling.pages)
-    layouts = [compose(image) for image in host.images]
+    layouts = [compose(image, host.seed, host.sample) for image in host.images]
     for name in ("kinds", "ranks", "class_counts", "periods"):
         rows = [getattr(layout, name) for layout in layouts]
         arrays[name] = np.stack(rows) if rows else getattr(blank, name)
@@ -263,6 +263,9 @@ def _require_sound(host: Host) -> None:
         raise PackingError("host: VMs and their specs differ")
     if len(st.vms) == 0 or not 0 <= st.host[0].level < len(st.level_ms):
         raise PackingError("host: no rows, or no such level")
+    row = st.host[0]
+    if not (1 <= row.dt_ms <= row.tick_ms and 1 <= row.pace_ms <= row.tick_ms and row.intake >= 0):
+        raise PackingError("host: a step out of range")
     expected = on[np.argsort(rows["vm"])]
     if st.order.tolist() != [*expected.tolist(), *[-1] * (len(st.order) - len(on))]:
         raise PackingError("host: VMs are not in id order")
@@ -299,7 +302,8 @@ def _require_sound(host: Host) -> None:
 def _require_sound_vm(host: Host, v: int) -> None:
     st, row = host.state, host.state.vms[v]
     spec = host.specs[VmId(int(row.vm))]
-    layout, kernel, footprint = compose(spec.image), int(row.kernel), int(row.footprint)
+    layout = compose(spec.image, host.seed, host.sample)
+    kernel, footprint = int(row.kernel), int(row.footprint)
     expected = np.zeros(1, VM).view(np.recarray)[0]
     fill_vm(expected, spec, layout, st.host[0])
     require_equal(row, expected, SPECIFIED)

@@ -63,12 +63,12 @@ def _fields(kind: type, names: str) -> list[tuple[str, type]]:
 
 HOST = np.dtype(
     # Identity and time, then where reclamation stands.
-    _fields(np.int64, "host seed sample now_ms dt_ms tick level level_free rebalance")
+    _fields(np.int64, "host seed sample now_ms tick_ms pace_ms dt_ms tick intake rebalance level")
     # Frames: machine = memory - reserve; free = machine - overhead - private - distinct.
     # highmem: those of the machine that lie high, highmem_free: those of the free ones.
     + _fields(np.int64, "machine highmem overhead free highmem_free distinct hint_frames")
     # Thresholds in slots: enter a level below down_*, leave it upwards above up_*; goal: enough.
-    + _fields(np.int64, "goal down_soft down_hard down_low up_high up_soft up_hard")
+    + _fields(np.int64, "goal down_soft down_hard down_low up_high up_soft up_hard level_free")
     # Options, flattened from config once.
     + _fields(np.int64, "scan_rate_total scan_rate_vm scan_time_ms sharing")
     + _fields(np.int64, "balloon_poll_ms inflate_rate deflate_rate balloon_max_permille")
@@ -85,7 +85,7 @@ HOST = np.dtype(
     + _fields(np.int64, "guest_refusals stalled_touches minor_faults cpu_demand_ms transmits"),
     align=True,
 )
-"""Scalars of a host. Rates are pages a second x 1000, whatever a slot stands for."""
+"""Scalars of a host. Rates are pages a second x 1000; intake: millionths of a slot a ms."""
 
 VM = np.dtype(
     _fields(np.int64, "vm base_slot size_slots reservation limit shares overhead overhead_due")
@@ -113,9 +113,9 @@ VM = np.dtype(
     # Sampler.
     + _fields(np.int64, "period_start_ns samples periods")
     + _fields(np.float64, "slow fast")
-    # Carried remainders.
+    # Carried remainders; the touch to be tried again: 1 + 2 PPN + 1 if it writes, 0 = none.
     + _fields(np.int64, "scan_carry inflate_carry deflate_carry touch_carry grow_carry")
-    + _fields(np.int64, "drift_carry disk_io_carry scrub_carry transmit_carry"),
+    + _fields(np.int64, "drift_carry disk_io_carry scrub_carry transmit_carry stalled"),
     align=True,
 )
 """Scalars of a VM. A row is free exactly when vm is -1. Sizes in slots, times as named."""

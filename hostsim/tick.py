@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from hostsim import allocate, balloon, reclaim, rng, sample, share, swap, workload
+from hostsim import allocate, balloon, pace, reclaim, rng, sample, share, swap, workload
 from hostsim.frames import take_frames
-from hostsim.jit import i64, kernel
+from hostsim.jit import i64, kernel, small
 from hostsim.state import (
     HARD,
     HIGH,
+    MILLIONTHS,
     SOFT,
     Array,
     HostState,
@@ -23,16 +24,18 @@ from hostsim.state import (
 NS_PER_MS = 1_000_000
 BOOT_CPU_PERMILLE = 1000
 """A booting guest keeps one core busy."""
+PART_BITS = i64(40)
+"""Of a key: more ticks than any run has."""
 SCANNING_NS_MAX = 1 << 59
 """CPU time that scanning takes in a step, at most: 18 years, so that an absurd price fits."""
 
 
 @kernel
 def step(st: HostState) -> None:
-    """One step of `dt_ms`, in the order in which the paper's parts depend on each other."""
+    """One step, in the order in which the paper's parts depend on each other."""
     host = st.host[0]
+    begin(st)
     first = draw_first(st)
-    host.now_ms += host.dt_ms
     refill_devices(st)
     charge_overheads(st)
     level_changed = update_level(st)
@@ -46,21 +49,37 @@ def step(st: HostState) -> None:
     if host.sharing == 1:
         share.scan(st, first)
     sample.run(st)
-    host.tick += 1
+    host.tick = key_of(host.now_ms, host.tick_ms)
 
 
 @kernel
-def advance(st: HostState, n_steps: int, changes: Array) -> int:
-    """Run `n_steps` steps. Returns how many level changes were written to `changes`.
+def begin(st: HostState) -> None:
+    """The step's length: a part of what is left of its tick. Time moves on by it."""
+    host = st.host[0]
+    host.pace_ms = pace.pace_ms(st)
+    host.dt_ms = pace.part_ms(host.tick_ms - host.now_ms % host.tick_ms, host.pace_ms)
+    host.now_ms += host.dt_ms
 
-    changes: (n_steps, 4) int64, out: time in ms, level before, level after, free slots.
+
+@small
+def key_of(start_ms: int, tick_ms: int) -> int:
+    """Key of the random streams of a step: its start in ticks, and what lies between two ticks."""
+    return start_ms // tick_ms + (start_ms % tick_ms << PART_BITS)
+
+
+@kernel
+def advance(st: HostState, duration_ms: int, changes: Array) -> int:
+    """Run steps for `duration_ms`. Returns how many level changes were written to `changes`.
+
+    changes: (n, 4) int64, out: start of the step in ms, level before, level after, free slots.
     """
     n_changes = 0
-    for _ in range(n_steps):
+    end_ms = st.host[0].now_ms + duration_ms
+    while st.host[0].now_ms < end_ms:
         before = st.host[0].level
         step(st)
         if st.host[0].level != before:
-            changes[n_changes, 0] = st.host[0].now_ms
+            changes[n_changes, 0] = st.host[0].now_ms - st.host[0].dt_ms
             changes[n_changes, 1] = before
             changes[n_changes, 2] = st.host[0].level
             changes[n_changes, 3] = st.host[0].level_free
@@ -206,6 +225,10 @@ def page_out(st: HostState) -> None:
             break
         swap.page_out_vm(st, st.order[i], excess[i], host.goal)
         excess[i] = 0
+    if host.level >= HARD and host.free < host.goal and swap.can_write(st):
+        # All have their due or less, and still too little is free: what is due has changed, as
+        # when a VM grows within its reservation. Without new targets all wait for the balance.
+        host.rebalance = 1
 
 
 @kernel
@@ -223,7 +246,7 @@ def block(st: HostState) -> None:
 def run_guests(st: HostState, first: int) -> None:
     """CPU contention, then every guest's step, in id order from position `first`."""
     host = st.host[0]
-    n = count_vms(st)
+    n, free = count_vms(st), host.free
     dt_ns = host.dt_ms * NS_PER_MS
     demand = i64(0)
     for i in range(n):
@@ -244,6 +267,7 @@ def run_guests(st: HostState, first: int) -> None:
             cpu_lost = part_of(busy_ns, over - over_by_scan, max(demand_ns, over))
             scan_lost = part_of(busy_ns, over_by_scan, max(demand_ns, over))
         workload.run(st, v, cpu_lost, scan_lost)
+    host.intake = max((free - host.free) * MILLIONTHS // host.dt_ms, host.intake // 2)
 
 
 @kernel

@@ -94,16 +94,22 @@ def quiet_before(st: HostState, quiet: float, draw: float, most: int) -> int:
 
 
 @kernel
-def make(st: HostState, v: int, offset: int, is_write: int) -> tuple[bool, bool]:
-    """Touch one page of the window. Whether it was done, and whether the step goes on."""
+def make(st: HostState, v: int, offset: int, is_write: int, touch_ns: int) -> tuple[bool, bool]:
+    """Touch one page of the window. Whether it was done, and whether the step goes on.
+
+    A touch that stalls is what the guest waits for: it will be the first of its next step.
+    """
     vm = st.vms[v]
     offset += vm.window
     if offset >= vm.span:
         offset -= vm.span
     ppn = vm.kernel + offset
     cost = guest.access(st, v, ppn, is_write)
-    if cost >= 0 and ppn >= vm.brk:
-        vm.brk = min(ppn + 1, vm.size_slots)
+    vm.stalled = 1 + 2 * ppn + is_write
+    if cost >= 0:
+        vm.stalled = 0
+        vm.left_ns -= touch_ns
+        vm.brk = max(vm.brk, min(ppn + 1, vm.size_slots))
     listen_again(st, v, ppn)
     listen_again(st, v, vm.given)
     going = settle(st, v, cost)
@@ -111,12 +117,32 @@ def make(st: HostState, v: int, offset: int, is_write: int) -> tuple[bool, bool]
 
 
 @kernel
-def touch_uniform(st: HostState, v: int, n: int, touch_ns: int, writes: int) -> int:
-    """`n` touches of random pages of the window, `touch_ns` apart. Returns how many were done."""
+def try_again(st: HostState, v: int, touch_ns: int) -> tuple[bool, bool]:
+    """Make the touch that stalled, if its page is still in the window. As `make`."""
+    vm = st.vms[v]
+    if vm.stalled == 0:
+        return False, True
+    if vm.left_ns < touch_ns:
+        return False, False
+    ppn, is_write = (vm.stalled - 1) // 2, (vm.stalled - 1) % 2
+    vm.stalled = 0
+    offset = ppn - vm.kernel - vm.window
+    if offset < 0:
+        offset += vm.span
+    if ppn - vm.kernel >= vm.span or offset >= vm.active:
+        return False, True
+    return make(st, v, offset, is_write, touch_ns)
+
+
+@kernel
+def touch_uniform(st: HostState, v: int, done: int, n: int, touch_ns: int, writes: int) -> int:
+    """Touches of random pages of the window, `touch_ns` apart, until `n` are done.
+
+    Returns how many were. `done`: how many were before.
+    """
     vm = st.vms[v]
     key = rng.stream(st.host[0].seed, rng.TOUCH, vm.vm, st.host[0].tick)
     total = np.float64(1000 * vm.active)
-    done = i64(0)
     draw = np.uint64(0)
     while True:
         most = min(n - done, vm.left_ns // max(touch_ns, 1))
@@ -136,17 +162,18 @@ def touch_uniform(st: HostState, v: int, n: int, touch_ns: int, writes: int) -> 
         which = ANY if second * loud < by_any else WRITE
         offset = i64(st.heard[slot_of(st, which, place_of(third, st.n_heard[which]))])
         is_write = is_write_of(third, writes) if which == ANY else i64(1)
-        vm.left_ns -= touch_ns
-        is_done, going = make(st, v, offset, is_write)
+        is_done, going = make(st, v, offset, is_write, touch_ns)
         done += is_done
         if not going:
             return done
 
 
 @kernel
-def read_data(st: HostState, v: int) -> tuple[bool, bool]:
-    """Touch data that is not cached. Whether it was done, and whether the step goes on."""
+def read_data(st: HostState, v: int, touch_ns: int) -> tuple[bool, bool]:
+    """Touch data that is not cached. As `make`, but a read that stalls is drawn anew."""
     cost = guest.read_data(st, v)
+    if cost >= 0:
+        st.vms[v].left_ns -= touch_ns
     listen_again(st, v, st.vms[v].given)
     going = settle(st, v, cost)
     return cost >= 0, going
@@ -154,16 +181,16 @@ def read_data(st: HostState, v: int) -> tuple[bool, bool]:
 
 @kernel
 def touch_in_order(
-    st: HostState, v: int, n: int, touch_ns: int, writes: int, locality: int, reach: int
+    st: HostState, v: int, done: int, n: int, touch_ns: int, writes: int, locality: int, reach: int
 ) -> int:
-    """`n` touches by sweep or by rank, each looked at. Returns how many were done.
+    """The same by sweep or by rank, each touch looked at.
 
     reach: ranks that touches are spread over; those from vm.active on are not in memory.
     """
     vm = st.vms[v]
     key = rng.stream(st.host[0].seed, rng.TOUCH, vm.vm, st.host[0].tick)
     loud, active, sweep = st.loud, vm.active, vm.sweep
-    left, done = vm.left_ns, i64(0)
+    left = vm.left_ns
     while done < n and left >= touch_ns:
         word = rng.mix(key + np.uint64(done) * _WEYL)
         is_write = is_write_of(word, writes)
@@ -181,22 +208,22 @@ def touch_in_order(
             else:
                 rank = zipf_rank(by_rank, reach)
             offset = active - 1 - rank
-        left -= touch_ns
         if offset < 0:
             vm.left_ns = left
-            is_done, going = read_data(st, v)
+            is_done, going = read_data(st, v, touch_ns)
             left = vm.left_ns
             done += is_done
             if not going:
                 break
         elif loud[offset] + is_write >= LOUD:
             vm.left_ns = left
-            is_done, going = make(st, v, offset, is_write)
+            is_done, going = make(st, v, offset, is_write, touch_ns)
             left = vm.left_ns
             done += is_done
             if not going:
                 break
         else:
+            left -= touch_ns
             done += 1
     vm.left_ns = left
     return done
@@ -210,9 +237,11 @@ def touch_window(
     `touch_ns` apart. Returns how many were done."""
     vm = st.vms[v]
     listen(st, v)
-    if locality == UNIFORM and reach == vm.active:
-        done = touch_uniform(st, v, n, touch_ns, writes)
-    else:
-        done = touch_in_order(st, v, n, touch_ns, writes, locality, reach)
+    is_done, going = try_again(st, v, touch_ns)
+    done = i64(is_done)
+    if going and locality == UNIFORM and reach == vm.active:
+        done = touch_uniform(st, v, done, n, touch_ns, writes)
+    elif going:
+        done = touch_in_order(st, v, done, n, touch_ns, writes, locality, reach)
     vm.sweep = (vm.sweep + done) % vm.active
     return done

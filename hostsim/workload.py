@@ -12,20 +12,20 @@ from hostsim import frames, guest, remap, rng
 from hostsim.jit import i64, kernel
 from hostsim.lost import lose, pay_debts, settle
 from hostsim.program import KEEP
-from hostsim.state import BLOCKED, CPU, SCAN_CPU, HostState, slot_unit
+from hostsim.state import BLOCKED, CPU, N_CAUSES, SCAN_CPU, HostState, slot_unit
 from hostsim.touch import touch_window, zipf_rank
 
 NS_PER_MS = 1_000_000
 
 
 @kernel
-def select_row(st: HostState, v: int) -> int:
-    """Advance the program to the row in force as the step starts; its index in `programs`."""
+def row_at(st: HostState, v: int, now_ms: int) -> int:
+    """Advance the program to the row in force at a time; how far into its cycle it is, in ms."""
     vm = st.vms[v]
     if vm.vm_clock == 1:
         at_ms = (vm.clock_ns - vm.boot_end_ns) // NS_PER_MS + vm.offset_ms
     else:
-        at_ms = st.host[0].now_ms - st.host[0].dt_ms - vm.start_ms + vm.offset_ms
+        at_ms = now_ms - vm.start_ms + vm.offset_ms
     last = vm.program + vm.program_len - 1
     while at_ms - vm.cycle_start_ms >= st.programs[vm.program + vm.row].until_ms:
         if vm.program + vm.row < last:
@@ -35,7 +35,14 @@ def select_row(st: HostState, v: int) -> int:
             vm.row = 0
         else:
             break
-    return vm.program + vm.row
+    return at_ms - vm.cycle_start_ms
+
+
+@kernel
+def select_row(st: HostState, v: int) -> int:
+    """The row in force as the step started, as an index in `programs`."""
+    row_at(st, v, st.host[0].now_ms - st.host[0].dt_ms)
+    return st.vms[v].program + st.vms[v].row
 
 
 @kernel
@@ -195,22 +202,37 @@ def work(st: HostState, v: int, dt_ns: int) -> None:
         transmit(st, v, owed // slot_unit(st), n_slots)
     if vm.active == 0:
         return
+    # On its own clock a guest is due the touches of the time that it has, not of what it lost.
+    due_ns = dt_ns if vm.vm_clock == 0 else vm.left_ns
     reach = max(row.data_pages, vm.active)
-    vm.touch_carry += reach * host.dt_ms
-    n = vm.touch_carry // row.touch_interval_ms
-    vm.touch_carry -= n * row.touch_interval_ms
-    if n == 0:
-        return
+    interval_us = 1000 * row.touch_interval_ms
+    n = (vm.touch_carry + reach * (due_ns // 1000)) // interval_us
     extra = 0
     if vm.vm_clock == 0:
         extra = n * min(vm.backlog_ns, dt_ns) // dt_ns
-    touch_ns = dt_ns // (n + extra)
-    done = touch_window(st, v, n + extra, touch_ns, row.writes_permille, row.locality, reach)
+    done, lost_ns = i64(0), lost_in_all(st, v)
+    if n > 0 and due_ns > 0:
+        touch_ns = due_ns // (n + extra)
+        done = touch_window(st, v, n + extra, touch_ns, row.writes_permille, row.locality, reach)
     vm.touches += done
     if vm.vm_clock == 0:
-        vm.backlog_ns = max(0, vm.backlog_ns + dt_ns - done * (dt_ns // n))
-        if done >= n + extra and extra < n:
-            vm.backlog_ns = 0
+        vm.touch_carry += reach * (dt_ns // 1000) - n * interval_us
+        if n > 0:
+            vm.backlog_ns = max(0, vm.backlog_ns + dt_ns - done * (dt_ns // n))
+            if done >= n + extra and extra < n:
+                vm.backlog_ns = 0
+    else:
+        ran_us = (due_ns + lost_ns - lost_in_all(st, v)) // 1000
+        vm.touch_carry = max(vm.touch_carry + reach * ran_us - done * interval_us, 0)
+
+
+@kernel
+def lost_in_all(st: HostState, v: int) -> int:
+    """Time in ns that the VM lost since the last measurement, whatever for."""
+    total = i64(0)
+    for cause in range(N_CAUSES):
+        total += st.lost[v, cause]
+    return total
 
 
 @kernel
@@ -221,9 +243,7 @@ def run(st: HostState, v: int, cpu_lost_ns: int, scan_lost_ns: int) -> None:
     dt_ns = host.dt_ms * NS_PER_MS
     vm.on_ns += dt_ns
     vm.left_ns = dt_ns
-    before = i64(0)
-    for cause in range(st.lost.shape[1]):
-        before += st.lost[v, cause]
+    before = lost_in_all(st, v)
     if vm.blocked == 1:
         lose(st, v, dt_ns, BLOCKED)
     lose(st, v, min(cpu_lost_ns, vm.left_ns), CPU)
@@ -236,8 +256,6 @@ def run(st: HostState, v: int, cpu_lost_ns: int, scan_lost_ns: int) -> None:
             work(st, v, dt_ns)
     elif vm.booted == 1 and vm.vm_clock == 0:
         vm.backlog_ns += dt_ns
-    for cause in range(st.lost.shape[1]):
-        before -= st.lost[v, cause]
-    vm.clock_ns += dt_ns + before
+    vm.clock_ns += dt_ns - (lost_in_all(st, v) - before)
     if vm.booted == 0:
         finish_boot(st, v)

@@ -248,7 +248,7 @@ def choose_victim(esx: Esx, vm: Vm) -> int | None:
     draws = esx.draws(rng.GUEST, vm.spec.vm, vm.guest.gifts)
     vm.guest.gifts += 1
     victim = find_idle(vm, draws)
-    if victim is None and vm.ranked:
+    if victim is None and vm.last_row.is_ranked:
         victim = find_coldest(vm, draws)
     for use in (Use.CACHE, Use.ANON):
         if victim is None and vm.in_guest_memory(use):
@@ -365,6 +365,6 @@ def reset(vm: Vm) -> None:
         touch_credit=old.touch_credit,
         transmit=old.transmit,
     )
+    vm.last_row = vm.program[0]
     vm.debts = Counter()
     vm.driver_lost = True
-    vm.ranked = vm.program[0].is_ranked

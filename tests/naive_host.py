@@ -11,6 +11,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import naive_guest as guests
+import naive_pace
 import naive_pages as pages
 import naive_policy as policy
 import naive_workload as workload
@@ -23,7 +24,9 @@ SLOW_GAIN, FAST_GAIN = Fraction(1, 4), Fraction(3, 4)
 
 
 def step(esx: Esx) -> None:
-    esx.now_ms += esx.tick_ms
+    esx.pace_ms = naive_pace.pace_ms(esx)
+    esx.dt_ms = naive_pace.part_ms(esx.tick_ms - esx.now_ms % esx.tick_ms, esx.pace_ms)
+    esx.now_ms += esx.dt_ms
     refill_devices(esx)
     charge_overheads(esx)
     changed = update_level(esx)
@@ -39,17 +42,18 @@ def step(esx: Esx) -> None:
     if esx.config.sharing.enabled:
         scan(esx)
     sample(esx)
-    esx.tick += 1
+    whole, rest_ms = divmod(esx.now_ms, esx.tick_ms)
+    esx.tick = whole + rest_ms * 2**40
 
 
 def per_step(esx: Esx, pages_per_s: int) -> Fraction:
     """Slots due in a step."""
-    return Fraction(pages_per_s * esx.tick_ms, 1000 * esx.sample)
+    return Fraction(pages_per_s * esx.dt_ms, 1000 * esx.sample)
 
 
 def runs_due(esx: Esx, period_ms: int) -> int:
     """How often a mechanism with this period runs in the step that ends now."""
-    return esx.now_ms // period_ms - (esx.now_ms - esx.tick_ms) // period_ms
+    return esx.now_ms // period_ms - (esx.now_ms - esx.dt_ms) // period_ms
 
 
 def refill_devices(esx: Esx) -> None:
@@ -76,7 +80,7 @@ def update_level(esx: Esx) -> bool:
     before = esx.level
     esx.level = policy.next_level(limits(esx), before, esx.free)
     esx.level_free = esx.free
-    esx.level_ms[esx.level] += esx.tick_ms
+    esx.level_ms[esx.level] += esx.dt_ms
     return esx.level != before
 
 
@@ -161,13 +165,15 @@ def page_out(esx: Esx) -> None:
         if esx.free < goal and esx.can_write():
             draws = esx.draws(rng.SWAP, vm_id, esx.tick)
             pages.page_out_vm(esx, esx.vms[vm_id], excess[vm_id], goal, draws)
+    if esx.level >= HARD and esx.free < goal and esx.can_write():
+        esx.rebalance = True
 
 
 def run_guests(esx: Esx) -> None:
     """CPU time beyond what the cores have is lost, by VMs and to scanning, in proportion."""
-    dt_ns = esx.tick_ms * workload.MS
+    dt_ns, free = esx.dt_ms * workload.MS, esx.free
     demand = sum(workload.cpu_demand(esx, vm) for vm in esx.on())
-    esx.events["cpu_demand_ms"] += demand * esx.tick_ms
+    esx.events["cpu_demand_ms"] += demand * esx.dt_ms
     demand_ns = demand * dt_ns // 1000
     scanning_ns = esx.scanned_last_step * esx.sample * esx.config.costs.scan
     over = max(demand_ns + scanning_ns - esx.config.cpus * dt_ns, 0)
@@ -179,10 +185,11 @@ def run_guests(esx: Esx) -> None:
             cpu_lost = busy_ns * (over - by_scan) // max(demand_ns, over)
             scan_lost = busy_ns * by_scan // max(demand_ns, over)
         workload.run(esx, vm, cpu_lost, scan_lost)
+    esx.intake = max((free - esx.free) * 1_000_000 // esx.dt_ms, esx.intake // 2)
 
 
 def scan(esx: Esx) -> None:
-    """Every sharing VM at its own rate, while the host's budget lasts."""
+    """Every sharing VM at its own rate, while the host's budget lasts; one page may wait."""
     sharing = esx.config.sharing
     left = esx.scan.due(per_step(esx, sharing.scan_pages_per_s_total))
     esx.scanned_last_step = 0
@@ -192,11 +199,12 @@ def scan(esx: Esx) -> None:
         milli = sharing.scan_pages_per_s_vm * 1000
         if sharing.scan_time:
             milli = min(milli, vm.size * esx.sample * 1_000_000 // sharing.scan_time)
-        due = vm.scan.due(Fraction(milli * esx.tick_ms, 1_000_000 * esx.sample))
-        budget = min(due, left)
-        left -= budget
+        due = vm.scan.due(Fraction(milli * esx.dt_ms, 1_000_000 * esx.sample))
         draws = esx.draws(rng.SCAN, vm.spec.vm, esx.tick)
-        esx.scanned_last_step += pages.scan_vm(esx, vm, budget, draws)
+        done = pages.scan_vm(esx, vm, min(due, left), draws)
+        left -= done
+        esx.scanned_last_step += done
+        vm.scan.owed += min(due - done, 1)
 
 
 # Sampling of idle memory [P 5.3]

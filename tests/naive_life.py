@@ -10,7 +10,7 @@ from naive_policy import slots
 from naive_state import Esx, Event, Guest, Row, Use, Vm
 
 from hostsim import rng
-from hostsim.composition import compose
+from hostsim.composition import Composition, compose
 from hostsim.config import HostConfig
 from hostsim.program import KEEP, LOCALITIES
 from hostsim.replay import READ, Replay
@@ -27,7 +27,9 @@ def new_host(host: int, config: HostConfig, seed: int, sample: int, tick_ms: int
     n_frames = slots(config.memory - config.reserve, sample)
     low_memory = config.memory if config.io.low_memory is None else config.io.low_memory
     machine = Machine({}, n_frames, slots(low_memory, sample))
-    return Esx(host, config, seed, sample, tick_ms, machine, ContentIndex(), level_free=n_frames)
+    esx = Esx(host, config, seed, sample, tick_ms, machine, ContentIndex(), level_free=n_frames)
+    esx.dt_ms = esx.pace_ms = tick_ms
+    return esx
 
 
 def why_refused(esx: Esx, spec: VmSpec) -> str | None:
@@ -47,12 +49,11 @@ def why_not_admitted(esx: Esx, spec: VmSpec, reservation: int) -> str | None:
 
 
 def planned_pages(
-    esx: Esx, spec: VmSpec, size: int, kernel: int, footprint: int
+    esx: Esx, spec: VmSpec, composition: Composition, size: int, kernel: int, footprint: int
 ) -> list[tuple[Use, Content | None]]:
     """Use and content of each page at its first use. The j-th page of a class holds the j-th
     content of its family, or what the VM draws from the family's pool; None = written by the guest
     itself."""
-    composition = compose(spec.image)
     draws = esx.draws(rng.POOL, spec.vm, 0)
     pool = max(slots(spec.image.pool, esx.sample), 1)
     application = spec.application_range or f"of image {spec.image_range}"
@@ -125,6 +126,7 @@ def program_rows(spec: VmSpec, sample: int) -> list[Row]:
 
 def new_vm(esx: Esx, spec: VmSpec) -> Vm:
     config, k = spec.config, esx.sample
+    composition = compose(spec.image, esx.seed, k)
     size = max(slots(config.memory, k), 1)
     limit = config.memory if config.limit is None else config.limit
     guest_swap = config.guest_swap
@@ -132,7 +134,7 @@ def new_vm(esx: Esx, spec: VmSpec) -> Vm:
         guest_swap = config.memory - config.reservation
     structures = size * spec.image.structures // 1000
     footprint = max(min(slots(spec.image.footprint, k), size), 1)
-    kernel = footprint * compose(spec.image).kernel_permille // 1000 + structures
+    kernel = footprint * composition.kernel_permille // 1000 + structures
     kernel, footprint = min(kernel, size - 1), min(footprint + structures, size)
     touchable, replay = size, spec.replay
     if replay is not None:  # every page counts: no sampling, no image
@@ -153,7 +155,7 @@ def new_vm(esx: Esx, spec: VmSpec) -> Vm:
         guest_swap=slots(guest_swap, k),
         plan=booted_pages(spec, replay)
         if replay
-        else planned_pages(esx, spec, size, kernel, footprint),
+        else planned_pages(esx, spec, composition, size, kernel, footprint),
         program=program_rows(spec, k),
         replay=later_events(spec),
         touchable=touchable,
@@ -162,7 +164,6 @@ def new_vm(esx: Esx, spec: VmSpec) -> Vm:
         reservation_bytes=config.reservation,
     )
     vm.target = vm.limit
-    vm.ranked = vm.program[0].is_ranked
     vm.guest.free_cursor = size - 1
     vm.guest.boot_end_ns = spec.image.boot * 1_000_000
     return vm

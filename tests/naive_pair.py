@@ -158,6 +158,12 @@ class Pair:
 
     # Steps
 
+    def tick(self, n: int = 1) -> None:
+        """As many steps as it takes to the `n`-th whole tick from now."""
+        end_ms = (self.twin.now_ms // self.tick_ms + n) * self.tick_ms
+        while self.twin.now_ms < end_ms:
+            self.step()
+
     def step(self, n: int = 1) -> None:
         for _ in range(n):
             within = {

@@ -69,6 +69,8 @@ class Guest:
     replayed: int = 0
     free_cursor: int = 0
     sweep: int = 0
+    stalled: tuple[int, bool] | None = None
+    """Page of the touch that the guest waits for, and whether it writes."""
     gifts: int = 0
     writes: int = 0
     disk_io_left: int = 0
@@ -77,7 +79,7 @@ class Guest:
     scrubbing: Meter = field(default_factory=Meter)
     drift: Meter = field(default_factory=Meter)
     touch_credit: int = 0
-    """Page-milliseconds of active memory not yet touched."""
+    """Page-microseconds of active memory not yet touched."""
     transmit: Meter = field(default_factory=Meter)
 
 
@@ -106,8 +108,6 @@ class Vm:
     guest: Guest
     start_ms: int
     reservation_bytes: int
-    ranked: bool = False
-    """Whether the row of its program that was last in force prefers some pages to others."""
     pmap: dict[int, Backed | Annotation] = field(default_factory=dict)
     swap: dict[int, Content] = field(default_factory=dict)
     dropped: set[int] = field(default_factory=set)
@@ -115,6 +115,8 @@ class Vm:
     backed: set[int] = field(default_factory=set)
     overhead: list[int] = field(default_factory=list)
     driver_lost: bool = False
+    last_row: Row = field(init=False)
+    """Of the program, when it was last looked at."""
     target: int = 0
     balloon_target: int = 0
     blocked: bool = False
@@ -139,6 +141,9 @@ class Vm:
     periods: int = 0
     slow: Fraction = Fraction(0)
     fast: Fraction = Fraction(0)
+
+    def __post_init__(self) -> None:
+        self.last_row = self.program[0]
 
     def pages(self, state: str) -> list[int]:
         """PPNs in a state of the accounting."""
@@ -236,13 +241,20 @@ class Esx:
     seed: int
     sample: int
     tick_ms: int
+    """The longest step."""
     machine: Machine
     index: ContentIndex = field(default_factory=ContentIndex)
     copied: dict[int, Copied] = field(default_factory=dict)
     """By place in a small table."""
     vms: dict[int, Vm] = field(default_factory=dict)
     now_ms: int = 0
+    dt_ms: int = 0
+    """The last step, and what it could have been at most."""
+    pace_ms: int = 0
+    intake: int = 0
+    """Millionths of a frame that guests took in each ms of it, at least half of what it was."""
     tick: int = 0
+    """Key of the random streams of the next step."""
     level: int = 0
     level_free: int = 0
     rebalance: bool = True

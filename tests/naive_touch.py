@@ -25,26 +25,39 @@ QUIET_DRAWS = 1 << 40
 
 
 def touch(esx: Esx, vm: Vm, offset: int, is_write: bool, touch_ns: int) -> tuple[bool, bool]:
-    """One touch; a place below 0 is data that is not cached. Whether it was done, and whether the
-    step goes on."""
-    vm.left_ns -= touch_ns
+    """One touch; a place below 0 is data that is not cached, whose read is drawn anew when it
+    stalls. Whether it was done, and whether the step goes on."""
+    ppn = ppn_at(vm, offset) if offset >= 0 else None
     try:
-        if offset < 0:
-            cost = guests.read_data(esx, vm)
-        else:
-            cost = guests.access(esx, vm, ppn_at(vm, offset), is_write)
+        cost = guests.read_data(esx, vm) if ppn is None else guests.access(esx, vm, ppn, is_write)
     except Stall as why:
+        if ppn is not None:
+            vm.guest.stalled = ppn, is_write
         try:
             stall(esx, vm, why)
         except StepOver:
             return False, False
-    if offset >= 0:
-        vm.guest.brk = max(vm.guest.brk, ppn_at(vm, offset) + 1)
+    vm.left_ns -= touch_ns
+    if ppn is not None:
+        vm.guest.brk = max(vm.guest.brk, ppn + 1)
     try:
         charge(vm, cost)
     except StepOver:
         return True, False
     return True, True
+
+
+def try_again(esx: Esx, vm: Vm, touch_ns: int) -> tuple[bool, bool]:
+    """The touch that stalled comes first, unless the active set has left its page. As `touch`."""
+    if vm.guest.stalled is None:
+        return False, True
+    if vm.left_ns < touch_ns:
+        return False, False
+    (ppn, is_write), vm.guest.stalled = vm.guest.stalled, None
+    for offset in range(vm.guest.active):
+        if ppn_at(vm, offset) == ppn:
+            return touch(esx, vm, offset, is_write, touch_ns)
+    return False, True
 
 
 def ppn_at(vm: Vm, offset: int) -> int:
@@ -131,7 +144,13 @@ def touch_uniformly(esx: Esx, vm: Vm, writes: int, n: int, touch_ns: int) -> int
     draws = esx.draws(rng.TOUCH, vm.spec.vm, esx.tick)
     loud, total = Loud(esx, vm), 1000 * vm.guest.active
     quiet_draws = count(QUIET_DRAWS)
-    done = 0
+    again = vm.guest.stalled
+    done, goes_on = try_again(esx, vm, touch_ns)
+    if not goes_on:
+        return int(done)
+    if again is not None:
+        loud.look_again(again[0])
+        loud.look_again(vm.given)
     for draw in count(step=3):
         most = min(n - done, vm.left_ns // touch_ns)
         by_any = 1000 * len(loud.any)

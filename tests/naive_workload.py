@@ -24,17 +24,23 @@ HALF = 1 << 32
 BOOT_CPU_PERMILLE = 1000
 
 
-def row_in_force(esx: Esx, vm: Vm) -> Row:
-    """The program's row by the VM's own clock (phases) or by the wall clock (traces)."""
+def time_in_program(vm: Vm, now_ms: int) -> int:
+    """How far into its program it is by the VM's own clock (phases) or the wall clock (traces)."""
+    at_ms = now_ms - vm.start_ms
     if vm.spec.vm_clock:
-        at_ms = (vm.clock_ns - vm.guest.boot_end_ns) // MS + vm.spec.offset_ms
-    else:
-        at_ms = esx.now_ms - esx.tick_ms - vm.start_ms + vm.spec.offset_ms
-    if vm.spec.repeat:
-        at_ms %= vm.program[-1].until_ms
-    row = next((row for row in vm.program if at_ms < row.until_ms), vm.program[-1])
-    vm.ranked = row.is_ranked
-    return row
+        at_ms = (vm.clock_ns - vm.guest.boot_end_ns) // MS
+    at_ms += vm.spec.offset_ms
+    return at_ms % vm.program[-1].until_ms if vm.spec.repeat else at_ms
+
+
+def row_at(vm: Vm, now_ms: int) -> Row:
+    at_ms = time_in_program(vm, now_ms)
+    return next((row for row in vm.program if at_ms < row.until_ms), vm.program[-1])
+
+
+def row_in_force(esx: Esx, vm: Vm) -> Row:
+    """The program's row as the step started."""
+    return row_at(vm, esx.now_ms - esx.dt_ms)
 
 
 def cpu_demand(esx: Esx, vm: Vm) -> int:
@@ -52,7 +58,7 @@ def cpu_demand(esx: Esx, vm: Vm) -> int:
 def boot(esx: Esx, vm: Vm) -> None:
     """The footprint comes in at an even rate; a Windows-like guest zeroes all its memory."""
     guest, image = vm.guest, vm.spec.image
-    part = Fraction(esx.tick_ms, image.boot)
+    part = Fraction(esx.dt_ms, image.boot)
     windows = image.os == "windows"
     due = guest.growth.due(guest.footprint * part)
     try:
@@ -73,7 +79,7 @@ def finish_boot(esx: Esx, vm: Vm) -> None:
         guest.booted = True
         guest.boot_end_ns = vm.clock_ns
         guest.growth.owed = Fraction(0)
-        row = row_in_force(esx, vm)
+        row = vm.last_row = row_in_force(esx, vm)
         if row.memory is None:
             guest.window = max(guest.brk - guest.kernel - row.active, 0)
 
@@ -119,7 +125,7 @@ def work(esx: Esx, vm: Vm, dt_ns: int) -> None:
     last = vm.touchable if row.memory is None else guest.brk
     guest.span = max(last - guest.kernel, 1)
     guest.active = min(row.active, guest.span)
-    hours = Fraction(esx.tick_ms, 3_600_000)
+    hours = Fraction(esx.dt_ms, 3_600_000)
     moved = guest.drift.due(guest.active * Fraction(row.drift_permille_per_h, 1000) * hours)
     guest.window = (guest.window + moved) % guest.span
     with contextlib.suppress(StepOver):
@@ -136,7 +142,7 @@ def work(esx: Esx, vm: Vm, dt_ns: int) -> None:
 def replay(esx: Esx, vm: Vm) -> None:
     """What a real guest did up to now, by the VM's own clock; a stalled event is tried again."""
     guest = vm.guest
-    until_ms = (vm.clock_ns - guest.boot_end_ns) // MS + esx.tick_ms
+    until_ms = (vm.clock_ns - guest.boot_end_ns) // MS + esx.dt_ms
     for event in vm.replay[guest.replayed :]:
         if event.at_ms > until_ms or vm.left_ns == 0:
             return
@@ -153,7 +159,7 @@ def resize(esx: Esx, vm: Vm, row: Row) -> None:
     guest = vm.guest
     assert row.memory is not None
     memory = min(row.memory, vm.size)
-    due = guest.growth.due(Fraction(row.growth_milli_per_s * esx.tick_ms, 1_000_000 * esx.sample))
+    due = guest.growth.due(Fraction(row.growth_milli_per_s * esx.dt_ms, 1_000_000 * esx.sample))
     try:
         if guest.brk < memory:
             grow(esx, vm, min(due, memory - guest.brk))
@@ -189,23 +195,40 @@ def charge_copies(esx: Esx, vm: Vm, ppn: int, i: int, cost: int) -> None:
 
 
 def touch_active_set(esx: Esx, vm: Vm, row: Row, dt_ns: int) -> None:
-    """As many touches as are due, spread evenly over the step; on the wall clock also what an
-    earlier step left undone, at most twice the usual."""
-    guest = vm.guest
-    guest.touch_credit += max(row.data, guest.active) * esx.tick_ms
-    n, guest.touch_credit = divmod(guest.touch_credit, row.touch_interval_ms)
+    """As many touches as are due in the time that the guest has, spread evenly over it."""
+    guest, has_ns, lost_ns = vm.guest, vm.left_ns, vm.lost.total()
+    if not vm.spec.vm_clock:
+        touch_on_the_wall_clock(esx, vm, row, dt_ns)
+        return
+    reach, interval_us = max(row.data, guest.active), row.touch_interval_ms * 1000
+    n = (guest.touch_credit + reach * (has_ns // 1000)) // interval_us
+    done = 0
+    if n and has_ns:
+        done = touch_pages(esx, vm, row, n, has_ns // n)
+        count_touches(vm, done)
+    ran_us = (has_ns - (vm.lost.total() - lost_ns)) // 1000
+    credit = guest.touch_credit + reach * ran_us - done * interval_us
+    guest.touch_credit = max(credit, 0)
+
+
+def touch_on_the_wall_clock(esx: Esx, vm: Vm, row: Row, dt_ns: int) -> None:
+    """What the step makes due, and what earlier ones left undone, at most twice the usual."""
+    guest, interval_us = vm.guest, row.touch_interval_ms * 1000
+    guest.touch_credit += max(row.data, guest.active) * esx.dt_ms * 1000
+    n, guest.touch_credit = divmod(guest.touch_credit, interval_us)
     if n == 0:
         return
-    extra = 0
-    if not vm.spec.vm_clock:
-        extra = n * min(vm.backlog_ns, dt_ns) // dt_ns
+    extra = n * min(vm.backlog_ns, dt_ns) // dt_ns
     done = touch_pages(esx, vm, row, n + extra, dt_ns // (n + extra))
-    guest.sweep = (guest.sweep + done) % guest.active
+    count_touches(vm, done)
+    vm.backlog_ns = max(0, vm.backlog_ns + dt_ns - done * (dt_ns // n))
+    if done >= n + extra and extra < n:
+        vm.backlog_ns = 0
+
+
+def count_touches(vm: Vm, done: int) -> None:
+    vm.guest.sweep = (vm.guest.sweep + done) % vm.guest.active
     vm.touches += done
-    if not vm.spec.vm_clock:
-        vm.backlog_ns = max(0, vm.backlog_ns + dt_ns - done * (dt_ns // n))
-        if done >= n + extra and extra < n:
-            vm.backlog_ns = 0
 
 
 def touch_pages(esx: Esx, vm: Vm, row: Row, n: int, touch_ns: int) -> int:
@@ -213,7 +236,10 @@ def touch_pages(esx: Esx, vm: Vm, row: Row, n: int, touch_ns: int) -> int:
     if row.locality == "uniform" and row.data <= vm.guest.active:
         return naive_touch.touch_uniformly(esx, vm, row.writes_permille, n, touch_ns)
     draws = esx.draws(rng.TOUCH, vm.spec.vm, esx.tick)
-    for done in range(n):
+    was_done, goes_on = naive_touch.try_again(esx, vm, touch_ns)
+    if not goes_on:
+        return int(was_done)
+    for done in range(was_done, n):
         if vm.left_ns < touch_ns:
             return done
         offset = choose_offset(vm, row, draws, done)
@@ -264,7 +290,7 @@ def zipf_rank(word: int, n: int) -> int:
 
 def run(esx: Esx, vm: Vm, cpu_lost_ns: int, scan_lost_ns: int) -> None:
     """What contention, blocking and old debts leave of the step is the guest's."""
-    dt_ns = esx.tick_ms * MS
+    dt_ns = esx.dt_ms * MS
     lost_before = vm.lost.total()
     vm.on_ns += dt_ns
     vm.left_ns = dt_ns

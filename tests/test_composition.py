@@ -142,6 +142,22 @@ def test_counts_of_classes_are_those_of_the_pattern_repeated(
         assert class_slots(composition, section, n_slots).tolist() == counted.tolist()
 
 
+def test_miniatures_hold_in_the_mean_over_seeds_what_is_due() -> None:
+    """40 slots of each section at 1 in 64: each class within 3.5 standard errors of its exact part
+    over 400 seeds, and within two slots of it for every one. Without seeds rare classes are always
+    there or never."""
+    image = GuestImage(content=CONTENT)
+    for section, n in ((IN_KERNEL, 40), (IN_FOOTPRINT, 40), (IN_GROWTH, 40)):
+        exact = compose(image)
+        due = n * exact.class_counts[section] / exact.periods[section]
+        rows = [class_slots(compose(image, seed, 64), section, n) for seed in range(400)]
+        found = np.array(rows)
+        assert np.abs(found - due).max() <= 2
+        error = found.std(axis=0, ddof=1) / 20
+        assert (np.abs(found.mean(axis=0) - due) <= 3.5 * error + 1e-9).all()
+    assert (compose(image, 5, 1).kinds == compose(image).kinds).all()
+
+
 def test_a_rare_class_is_as_rare_in_a_long_section() -> None:
     """12 % kernel, 1 permille zeroes: 1 of 880 slots beside the kernel, 74.5 of 65 536. A pattern
     that repeats after 1000 slots, whose parts there are not whole, has 66."""
@@ -239,7 +255,8 @@ def test_duplicates_have_the_stated_mean_of_copies_inside_one_vm(copies: float) 
 
 @pytest.mark.parametrize("sample", [1, 16, 64])
 def test_a_sample_keeps_fixed_counts_of_each_class(sample: int) -> None:
-    """As near to pages / k as whole slots are, in each repetition of the pattern; in every VM."""
+    """As near to pages / k as whole slots are, in each repetition of the pattern, at its beginning
+    and at its end; in every VM."""
     image = make_image(12_000 * PAGE_SIZE, content=CONTENT)
     host = booted(image, image, size=64 * MIB, sample=sample)
     first, second = kinds_of(host, 1), kinds_of(host, 2)
@@ -247,7 +264,7 @@ def test_a_sample_keeps_fixed_counts_of_each_class(sample: int) -> None:
     assert first.total() == 12_000 // sample or sample == 64
     repetitions = 1 + 12_000 / sample / PATTERN
     for kind, permille in permille_of(CONTENT).items():
-        assert abs(first[kind] - 12 * permille / sample) < repetitions
+        assert abs(first[kind] - 12 * permille / sample) < 1 + repetitions
 
 
 @pytest.mark.parametrize("seed", [1, 2])

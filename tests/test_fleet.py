@@ -159,8 +159,8 @@ def test_level_changes_carry_epoch_host_and_free_memory(scene: tuple[Loaded, Pop
     assert len(found) > 3
     minfree = {host: 256 * MIB * 60 // 1000 // 4096 for host in range(3)}  # 6 % of 256 MiB
     for change in found:
-        # A change falls within its epoch or at its end.
-        assert change.epoch * EPOCH_MS < change.at_ms <= (change.epoch + 1) * EPOCH_MS
+        # A change falls within its epoch or at its start.
+        assert change.epoch * EPOCH_MS <= change.at_ms < (change.epoch + 1) * EPOCH_MS
         assert change.before != change.after
         assert change.free_pages % 16 == 0
         if change.after > change.before:

@@ -118,11 +118,11 @@ def test_the_twin_agrees_on_random_hashes(salting: str, data: some.DataObject) -
         config = scenes.guest(1, SIZE, balloon=data.draw(some.sampled_from(["present", "absent"])))
         kind = scenes.image(1, 8, boot=3000)
         assert pair.power_on(vm_spec(vm, config, kind, idle, 7, replay=data.draw(replays(40))))
-    pair.step(data.draw(some.integers(0, 12)))
+    pair.tick(data.draw(some.integers(0, 12)))
     pair.reset(1)
-    pair.step(14)
+    pair.tick(14)
     pair.power_off(0)
-    pair.step(3)
+    pair.tick(3)
     pair.measure()
 
 
@@ -148,7 +148,7 @@ def test_the_twin_agrees_where_guests_do_not_fit(balloon: str) -> None:
         config = scenes.guest(1, SIZE, balloon=balloon)
         what = make_replay(boot, later, 200)
         assert pair.power_on(vm_spec(vm, config, image_of, reading, 7, replay=what))
-    pair.step(60)
+    pair.tick(60)
     paging = ("guest_page_ins", "inflated") if balloon == "present" else ("swap_outs", "swap_ins")
     happened = pair.twin.events
     missing = [name for name in ("cow_breaks", "shares_made", *paging) if not happened[name]]

@@ -42,7 +42,13 @@ KEYS: dict[str, set[str]] = {
     "migrations": {"count", "gib", "mean_s", "failed"},
     "failures": {"hosts", "vms_restarted", "vms_lost", "downtime_s", "steady_s"},
     "energy": {"kwh"},
-    "error": {"sample", "shared_saved_rel_std", "consumed_rel_std", "swapped_rel_std"},
+    "error": {
+        "sample",
+        "shared_saved_rel_std",
+        "consumed_rel_std",
+        "swapped_rel_std",
+        "shared_saved_low_by_gib",
+    },
 }
 SCALARS = {"schema", "digest", "partial", "simulated_s", "assumptions"}
 

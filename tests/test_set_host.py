@@ -30,12 +30,15 @@ def untaxed() -> Host:
     """An idle VM and a busy one, of 48 MiB each and equal shares, on 64 MiB without a tax.
 
     Of `goal`, 6 % of 64 MiB and a page, and what is left the division is by `configured` claims.
+    Guests grow slower than balloons do, so that the host need not swap.
     """
     allocation = {"idle_tax": 0, "claim": "configured", "deadband_sigmas": 0}
     options = {"sampling": {"period": 5 * SECOND}, "balloon": {"maximum": 900}}
     host = make_host(64 * MIB, allocation=allocation, **options)
     for vm, active in ((1, 0), (2, 28 * MIB)):
-        power_on(host, make_spec(vm, 48 * MIB, make_phase(memory=44 * MIB, active=active)))
+        power_on(
+            host, make_spec(vm, 48 * MIB, make_phase(memory=44 * MIB, growth=MIB, active=active))
+        )
     run(host, 3 * MINUTE)
     return host
 
@@ -139,6 +142,6 @@ def test_the_literal_twin_agrees_before_and_after(claim: str) -> None:
     for tax in (0, 750, 990, 0):
         pair.set_host(tax)
         pair.check()
-        pair.step(30)
+        pair.tick(30)
         seen.append(pair.twin.vms[0].target)
     assert seen[1] < seen[0] and seen[2] < seen[3]

@@ -20,7 +20,7 @@ def run(pair: Pair, steps: int) -> Counter[str]:
     """Run, compare, and sum up the events."""
     totals: Counter[str] = Counter()
     for _ in range(steps):
-        pair.step()
+        pair.tick()
         totals += pair.twin.events
         pair.measure()
     return totals

@@ -84,8 +84,8 @@ def test_touches_come_at_the_programs_rate(tick_ms: int, active: int, interval: 
     host.measure()
     before = int(row_of(host, 1).touch_carry)
     run(host, 7 * MINUTE)
-    total = before + active * 7 * MINUTE
-    assert row_of(host, 1).touches == total // interval
+    total_us = before + active * 7 * MINUTE * 1000
+    assert row_of(host, 1).touches == total_us // (interval * 1000)
 
 
 def test_a_program_without_active_memory_touches_nothing() -> None:

@@ -29,6 +29,7 @@ LAYERS = [
     "hostsim.balloon hostsim.loud",
     "hostsim.touch",
     "hostsim.workload",
+    "hostsim.pace",
     "hostsim.tick",
     "hostsim.host",
     "hostsim.snapshot",

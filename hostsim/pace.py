@@ -1,0 +1,108 @@
+"""How long the next step of a host is.
+
+The scenario's tick is the longest step. A step is shorter where a whole one would decide too late:
+guests must not use up, within one, what is free above the next reclamation threshold; a program
+that moves on is seen when it does; balloons under pressure and sampling keep their periods. It is
+a function of the host's own state alone, so it depends neither on packing nor on the wall clock.
+"""
+
+from __future__ import annotations
+
+from hostsim.jit import i64, kernel, small
+from hostsim.state import DRIVER_PRESENT, HIGH, LOW, HostState, alloc_of, count_vms
+from hostsim.workload import row_at
+
+STEP_MS_MIN = 10
+"""No step is made shorter than this."""
+STEP_MS_PAGING = 1000
+"""Longest step while the host pages. No step is shorter for any other reason than memory in reach
+of the next threshold."""
+
+
+@small
+def part_ms(rest_ms: int, pace_ms: int) -> int:
+    """Length of the next of the equal steps, none longer than `pace_ms`, that `rest_ms` takes."""
+    parts = -(-rest_ms // pace_ms)
+    return -(-rest_ms // parts)
+
+
+@small
+def room(st: HostState) -> int:
+    """Slots that may be taken before memory falls to the next level, or runs out in LOW."""
+    host = st.host[0]
+    below = i64(0)
+    if host.level == HIGH:
+        below = host.down_soft
+    elif host.level < LOW:
+        below = host.down_hard if host.level == HIGH + 1 else host.down_low
+    return max(host.free - below, 0)
+
+
+@kernel
+def boot_rate(st: HostState, v: int) -> int:
+    """Millionths of a slot that a booting guest takes each ms."""
+    vm = st.vms[v]
+    slots = vm.footprint if vm.brk < vm.footprint else i64(0)
+    if vm.windows == 1 and vm.scrub_cursor < vm.size_slots:
+        slots += vm.size_slots
+    return slots * 1_000_000 // vm.boot_ms
+
+
+@kernel
+def program_rate(st: HostState, v: int, is_new: bool) -> int:
+    """Millionths of a slot that a guest's program takes each ms: growth, and where it has just
+    moved on, touches of an active set of which as much is missing as of the whole VM."""
+    vm = st.vms[v]
+    row = st.programs[vm.program + vm.row]
+    rate = i64(0)
+    if vm.brk < min(row.memory_pages, vm.size_slots):
+        rate += row.growth_pages_per_s // st.host[0].sample
+    if is_new:
+        missing = vm.size_slots - alloc_of(st, v)
+        reach = min(max(row.data_pages, row.active_pages), vm.size_slots)
+        rate += reach * 1_000_000 // row.touch_interval_ms * missing // vm.size_slots
+    return rate
+
+
+@kernel
+def reaction_ms(st: HostState, v: int) -> int:
+    """How long what reclaims memory from a VM may wait for its next decision."""
+    host = st.host[0]
+    vm = st.vms[v]
+    if vm.ballooned != vm.balloon_target and vm.driver == DRIVER_PRESENT and vm.booted == 1:
+        return host.balloon_poll_ms
+    if vm.target < vm.limit or vm.ballooned > 0:
+        return host.balance_ms // 3
+    return host.tick_ms
+
+
+@kernel
+def pace_ms(st: HostState) -> int:
+    """The longest step from now that decides nothing too late, in ms; `tick_ms` at most.
+
+    At most twice the step before, whose intake is what is known of guests that touch: a quiet
+    step after a busy one proves little.
+    """
+    host = st.host[0]
+    longest = min(host.tick_ms, 2 * host.pace_ms, max(host.sample_ms // 2, STEP_MS_PAGING))
+    rate = i64(0)
+    if host.level != HIGH:
+        longest = min(longest, STEP_MS_PAGING)
+    for i in range(count_vms(st)):
+        v = st.order[i]
+        vm = st.vms[v]
+        longest = min(longest, max(reaction_ms(st, v), STEP_MS_PAGING))
+        if vm.booted == 0:
+            rate += boot_rate(st, v)
+            until_ms = (vm.boot_end_ns - vm.clock_ns) // 1_000_000
+        else:
+            before = vm.row
+            at_ms = row_at(st, v, host.now_ms)
+            rate += program_rate(st, v, vm.row != before)
+            until_ms = st.programs[vm.program + vm.row].until_ms - at_ms
+        if until_ms > 0:
+            longest = min(longest, max(until_ms, STEP_MS_PAGING))
+    rate = max(rate, host.intake)
+    if rate > 0:
+        longest = min(longest, max(room(st) * 1_000_000 // (2 * rate), STEP_MS_MIN))
+    return longest

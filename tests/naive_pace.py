@@ -1,0 +1,77 @@
+"""The literal twin's length of a step: as long as nothing can happen in it that must be seen."""
+
+from __future__ import annotations
+
+from naive_policy import HARD, HIGH, LOW, SOFT, levels
+from naive_state import Annotation, Esx, Vm
+from naive_workload import MS, row_at, time_in_program
+
+SHORTEST_MS, PAGING_MS = 10, 1000
+
+
+def pace_ms(esx: Esx) -> int:
+    """The longest step that may be made now."""
+    bounds = [esx.tick_ms, 2 * esx.pace_ms, max(esx.config.sampling.period // 2, PAGING_MS)]
+    if esx.level != HIGH:
+        bounds.append(PAGING_MS)
+    for vm in esx.on():
+        bounds.append(max(reaction_ms(esx, vm), PAGING_MS))
+        until = until_ms(esx, vm)
+        if until > 0:
+            bounds.append(max(until, PAGING_MS))
+    rate = max(planned_rate(esx), esx.intake)
+    if rate > 0:
+        bounds.append(max(room(esx) * 1_000_000 // (2 * rate), SHORTEST_MS))
+    return min(bounds)
+
+
+def part_ms(rest_ms: int, pace: int) -> int:
+    """The first of so few equal parts that none is longer than `pace`, rounded up."""
+    parts = 1
+    while parts * pace < rest_ms:
+        parts += 1
+    return (rest_ms + parts - 1) // parts
+
+
+def reaction_ms(esx: Esx, vm: Vm) -> int:
+    """A balloon that moves is polled; a VM that has less than it could is balanced; others wait."""
+    balloon = vm.count(Annotation.BALLOONED)
+    if vm.has_driver and vm.guest.booted and balloon != vm.balloon_target:
+        return esx.config.balloon.poll
+    if vm.target < vm.limit or balloon > 0:
+        return esx.config.allocation.balance_period // 3
+    return esx.tick_ms
+
+
+def until_ms(esx: Esx, vm: Vm) -> int:
+    """When the guest has booted, or its program moves on; 0 or less: never, or overdue."""
+    if not vm.guest.booted:
+        return (vm.guest.boot_end_ns - vm.clock_ns) // MS
+    return row_at(vm, esx.now_ms).until_ms - time_in_program(vm, esx.now_ms)
+
+
+def planned_rate(esx: Esx) -> int:
+    """Millionths of a slot a ms that guests are going to take, each VM's rounded down."""
+    rate = 0
+    for vm in esx.on():
+        guest = vm.guest
+        if not guest.booted:
+            zeroing = vm.spec.image.os == "windows" and guest.scrub_cursor < vm.size
+            slots = guest.footprint * (guest.brk < guest.footprint) + vm.size * zeroing
+            rate += slots * 1_000_000 // vm.spec.image.boot
+            continue
+        row = row_at(vm, esx.now_ms)
+        if row.memory is not None and guest.brk < min(row.memory, vm.size):
+            rate += row.growth_milli_per_s // esx.sample
+        if row is not vm.last_row:
+            vm.last_row = row
+            touches = min(max(row.data, row.active), vm.size) * 1_000_000 // row.touch_interval_ms
+            rate += touches * (vm.size - vm.alloc()) // vm.size
+    return rate
+
+
+def room(esx: Esx) -> int:
+    """Frames above the threshold of the next level down."""
+    soft, hard, low = levels(esx.config.reclaim, esx.config.memory, esx.sample).down
+    below = {HIGH: soft, SOFT: hard, HARD: low, LOW: 0}[esx.level]
+    return max(esx.free - below, 0)
