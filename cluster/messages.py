@@ -79,7 +79,7 @@ Order = PowerOn | PowerOff | Reset | SetVm | SetHost
 
 @dataclass(frozen=True, slots=True)
 class LevelChange:
-    """A host's reclamation state changed in an epoch, with the number that decided it."""
+    """A host's reclamation state changed with the step that began then, and on which number."""
 
     epoch: int
     at_ms: int
