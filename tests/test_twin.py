@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import naive_scenes as scenes
 import pytest
@@ -48,6 +49,11 @@ def run(pair: Pair, steps: int, at: dict[int, Action] | None = None) -> Counter[
     return totals
 
 
+def slowly(*values: object) -> Any:
+    """A case that the slow suite has."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def all_happened(totals: Counter[str], *names: str) -> None:
     missing = [name for name in names if totals[name] == 0]
     assert not missing, f"never happened: {missing} in {dict(totals)}"
@@ -68,7 +74,7 @@ def full_host(pair: Pair, sizes: list[int], footprint: int, **options: object) -
 
 @pytest.mark.parametrize("locality", ["uniform", "sweep", "zipf", "linear"])
 @pytest.mark.parametrize(
-    ("k", "tick_ms", "steps"), [(16, 1000, 40), (1, 1000, 40), (16, 10_000, 6)]
+    ("k", "tick_ms", "steps"), [(16, 1000, 40), slowly(1, 1000, 40), (16, 10_000, 6)]
 )
 def test_phases_over_more_memory_than_the_host_has(
     locality: str, k: int, tick_ms: int, steps: int
@@ -98,10 +104,10 @@ VSWAPPER = {"map_clean": True, "skip_overwritten": True}
     [
         ("present", {}, ("swap_outs",)),
         ("absent", {}, ("swap_outs", "stale_reads", "double_pagings")),
-        ("absent", {"share_first": False}, ("swap_outs", "stale_reads")),
-        ("absent", {"map_clean": True}, ("swap_drops", "swap_outs", "stale_reads")),
-        ("absent", {"skip_overwritten": True}, ("swap_skips", "swap_outs", "double_pagings")),
         ("absent", VSWAPPER, ("swap_skips", "swap_drops", "swap_outs")),
+        slowly("absent", {"share_first": False}, ("swap_outs", "stale_reads")),
+        slowly("absent", {"map_clean": True}, ("swap_drops", "swap_outs", "stale_reads")),
+        slowly("absent", {"skip_overwritten": True}, ("swap_skips", "double_pagings")),
     ],
 )
 def test_file_data_beyond_memory(
@@ -132,7 +138,7 @@ def test_file_data_beyond_memory(
         assert totals["stale_reads"] == 0
 
 
-@pytest.mark.parametrize("paging", [{}, VSWAPPER])
+@pytest.mark.parametrize("paging", [VSWAPPER, slowly({})])
 def test_dropped_pages_are_freed_and_used_again(paging: dict[str, bool]) -> None:
     """Linux guests without drivers free and use again what the host had paged out: a page that the
     host dropped is read from the guest's disk, or, where that is skipped, just backed."""
@@ -390,7 +396,8 @@ def test_pages_are_not_shared_where_sharing_is_off(off_for: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("claim", "tax"), [("configured", 0), ("configured", 750), ("touched", 750), ("touched", 990)]
+    ("claim", "tax"),
+    [("configured", 750), ("touched", 750), slowly("configured", 0), slowly("touched", 990)],
 )
 def test_targets_follow_shares_idle_tax_and_claims(claim: str, tax: int) -> None:
     """An idle VM, a busy one, one without shares and a limited one on a host for half of them."""
