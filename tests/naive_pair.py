@@ -73,6 +73,10 @@ def served(operation: Callable[[], int]) -> int:
         return int(STALLS[type(why)])
 
 
+WITHIN_TICK = 10
+"""Steps between two comparisons inside a tick."""
+
+
 @dataclass
 class Pair:
     """`fast` and `twin` see the same operations. After each of them `check` must hold."""
@@ -159,23 +163,31 @@ class Pair:
     # Steps
 
     def tick(self, n: int = 1) -> None:
-        """As many steps as it takes to the `n`-th whole tick from now."""
+        """As many steps as it takes to the `n`-th whole tick from now; compared after each tick,
+        and after every WITHIN_TICK-th step inside it, as a pressed host makes a hundred."""
         end_ms = (self.twin.now_ms // self.tick_ms + n) * self.tick_ms
+        done = 0
         while self.twin.now_ms < end_ms:
-            self.step()
+            done += 1
+            self._step()
+            if done % WITHIN_TICK == 0 or self.twin.now_ms % self.tick_ms == 0:
+                self.check()
 
     def step(self, n: int = 1) -> None:
         for _ in range(n):
-            within = {
-                vm.spec.vm: len(vm.swap)
-                for vm in self.twin.on()
-                if vm.overhead_due == 0 and vm.alloc() <= vm.reservation
-            }
-            tick.step(self.fast.state)
-            naive_host.step(self.twin)
+            self._step()
             self.check()
-            for vm, swapped in within.items():
-                self._require_left_alone(self._vm(vm), swapped)
+
+    def _step(self) -> None:
+        within = {
+            vm.spec.vm: len(vm.swap)
+            for vm in self.twin.on()
+            if vm.overhead_due == 0 and vm.alloc() <= vm.reservation
+        }
+        tick.step(self.fast.state)
+        naive_host.step(self.twin)
+        for vm, swapped in within.items():
+            self._require_left_alone(self._vm(vm), swapped)
 
     def _require_left_alone(self, vm: Vm, swapped: int) -> None:
         """A VM that had at most its reservation neither stood still nor lost a page to the host."""

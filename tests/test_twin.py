@@ -130,7 +130,7 @@ def test_file_data_beyond_memory(
         )
         config = scenes.guest(k, 200, balloon="present" if os == "windows" else balloon)
         assert pair.power_on(vm_spec(vm, config, image, does))
-    totals = run(pair, 90)
+    totals = run(pair, 60)
     all_happened(totals, "guest_page_ins", "inflated", "deflated", "cow_breaks", *happens)
     for name, option in (("swap_drops", "map_clean"), ("swap_skips", "skip_overwritten")):
         assert paging.get(option) or totals[name] == 0
@@ -237,7 +237,7 @@ def test_the_guest_pages_out_what_the_host_had_swapped() -> None:
     pair = Pair(scenes.host(k, 190, swap=swap), 8, k)
     does = scenes.phases(k, {"active": 90, "touch_interval": 3000, "writes": 700})
     full_host(pair, [100, 100, 100], 95, does=does, image={"content": scenes.ANON_ONLY})
-    totals = run(pair, 80)
+    totals = run(pair, 50)
     all_happened(totals, "double_pagings", "guest_page_outs", "guest_page_ins")
     all_happened(totals, "lost to guest_paging", "swap_outs")
 
@@ -247,7 +247,7 @@ def test_low_memory_blocks_the_vms_above_their_target() -> None:
     pair = Pair(scenes.host(k, 120, swap=Disk(latency=100_000, iops=2 * k)), 21, k)
     does = scenes.phases(k, {"active": 60, "memory": 95})
     full_host(pair, [100, 100, 100], 80, does=does, balloon="absent")
-    totals = run(pair, 25)
+    totals = run(pair, 15)
     all_happened(totals, f"level {LOW}", "lost to blocked", "stalled_touches")
     clocks = {vm.clock_ns for vm in pair.twin.on()}
     assert min(clocks) < 25_000_000_000
@@ -416,15 +416,15 @@ def test_targets_follow_shares_idle_tax_and_claims(claim: str, tax: int) -> None
     for vm, (does, options) in enumerate(given):
         assert pair.power_on(vm_spec(vm, scenes.guest(k, 120, **options), image, does))
     at: dict[int, Action] = {
-        60: lambda pair: pair.set_vm(0, 0, scenes.amount(120, k), 5000),
-        80: lambda pair: pair.set_vm(1, scenes.amount(60, k), scenes.amount(90, k), 0),
+        40: lambda pair: pair.set_vm(0, 0, scenes.amount(120, k), 5000),
+        55: lambda pair: pair.set_vm(1, scenes.amount(60, k), scenes.amount(90, k), 0),
     }
-    totals = run(pair, 60)
+    totals = run(pair, 40)
     targets = [vm.target for vm in pair.twin.on()]
     assert targets[2] <= 20 and targets[3] <= 70
     if tax:
         assert targets[0] < targets[1]
-    totals += run(pair, 100, {step - 60: act for step, act in at.items()})
+    totals += run(pair, 50, {step - 40: act for step, act in at.items()})
     all_happened(totals, "inflated", "swap_outs")
     assert pair.twin.vms[1].target <= 60
 
