@@ -181,7 +181,9 @@ def test_a_run_that_is_stopped_keeps_what_it_has(actors: ModuleType, tmp_path: P
     assert manifest_of(tmp_path / "out")["reason"] == "the run was stopped before its end"
 
 
-@pytest.mark.parametrize("who", ["HostActor", "CoordinatorActor"])
+@pytest.mark.parametrize(
+    "who", ["HostActor", pytest.param("CoordinatorActor", marks=pytest.mark.slow)]
+)
 def test_a_process_that_dies_ends_the_run_with_what_it_had(
     actors: ModuleType, tmp_path: Path, who: str
 ) -> None:
@@ -297,7 +299,9 @@ def test_ctrl_c_ends_the_command_and_all_its_processes(command: Command) -> None
     assert len(pq.read_table(command.out / "hosts.parquet")) > 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_while_ray_starts_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     main = [sys.executable, "-c", "from cluster.cli import main; main()"]
     path, out = write(tmp_path, PRESSED), tmp_path / "out"

@@ -142,6 +142,7 @@ def test_counts_of_classes_are_those_of_the_pattern_repeated(
         assert class_slots(composition, section, n_slots).tolist() == counted.tolist()
 
 
+@pytest.mark.slow
 def test_miniatures_hold_in_the_mean_over_seeds_what_is_due() -> None:
     """40 slots of each section at 1 in 64: each class within 3.5 standard errors of its exact part
     over 200 seeds, and within two slots of it for every one. Without seeds rare classes are always

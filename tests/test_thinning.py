@@ -226,7 +226,7 @@ def mixed_host() -> Host:
     return host
 
 
-@pytest.mark.parametrize("vm", [1, 2, 3])
+@pytest.mark.parametrize("vm", [1, *(pytest.param(vm, marks=pytest.mark.slow) for vm in (2, 3))])
 def test_uniform_touches_are_distributed_as_if_all_were_made(vm: int) -> None:
     """200 seeds of one step on a host where everything happens. Means within 4.5 standard errors,
     variances within 4.5 of theirs (kurtosis included), and how often each page was changed: the
