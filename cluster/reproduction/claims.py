@@ -46,50 +46,43 @@ class Claim:
     """The model was fitted to this number, so that it proves nothing: shown as such."""
 
 
-def within(
+def _around(
     id: str,
     claim: str,
     source: str,
     expected: float,
-    tolerance: float,
+    width: float,
+    tolerance: str,
     unit: str,
-    **more: bool,
+    more: Mapping[str, bool],
 ) -> Claim:
-    """A number and how far off the simulated one may be, in its own unit."""
     return Claim(
         id=id,
         claim=claim,
         source=source,
         expected=quantity(expected, unit),
-        tolerance=f"\N{PLUS-MINUS SIGN}{quantity(tolerance, unit)}",
-        low=expected - tolerance,
-        high=expected + tolerance,
+        tolerance=f"\N{PLUS-MINUS SIGN}{tolerance}",
+        low=expected - width,
+        high=expected + width,
         unit=unit,
         **more,
     )
+
+
+def within(
+    id: str, claim: str, source: str, expected: float, tolerance: float, unit: str, **more: bool
+) -> Claim:
+    """A number and how far off the simulated one may be, in its own unit."""
+    words = quantity(tolerance, unit)
+    return _around(id, claim, source, expected, tolerance, words, unit, more)
 
 
 def relative(
-    id: str,
-    claim: str,
-    source: str,
-    expected: float,
-    part: float,
-    unit: str,
-    **more: bool,
+    id: str, claim: str, source: str, expected: float, part: float, unit: str, **more: bool
 ) -> Claim:
     """A number and by which part of it the simulated one may be off."""
-    return Claim(
-        id=id,
-        claim=claim,
-        source=source,
-        expected=quantity(expected, unit),
-        tolerance=f"\N{PLUS-MINUS SIGN}{part * 100:g} %",
-        low=expected - abs(expected) * part,
-        high=expected + abs(expected) * part,
-        unit=unit,
-        **more,
-    )
+    width = abs(expected) * part
+    return _around(id, claim, source, expected, width, f"{part * 100:g} %", unit, more)
 
 
 def band(
