@@ -93,14 +93,13 @@ def inflate(st: HostState, v: int, n: int) -> int:
 def deflate(st: HostState, v: int, n: int, key: np.uint64) -> int:
     """Return `n` ballooned pages, drawn at random, to the guest. The caller saw that there are.
 
-    A Windows-like guest zeroes what it gets back, which takes a frame for it at once.
+    The zero-page thread of a Windows-like guest [P 5.4] scrubs what it gets back, which takes a
+    frame for it at once; a page that stalls stays as it is.
     """
     for i in range(n):
         ppn = _find_ballooned(st, v, key, i)
         replacement.take_back(st, v, ppn)
-        if (
-            st.vms[v].windows == 1
-        ):  # its zero-page thread [P 5.4]; a page that stalls stays as it is
+        if st.vms[v].windows == 1:
             guest.scrub(st, v, ppn)
     st.host[0].deflated += n
     return n

@@ -9,7 +9,7 @@ import numpy as np
 
 from cluster.reproduction.claims import Observation, band, exactly, relative
 from cluster.reproduction.experiment import COLOURS, Experiment, Panel, mean_curve
-from cluster.reproduction.lab import Lab
+from cluster.reproduction.lab import Lab, room_for
 from cluster.reproduction.paper import table
 
 FIGURE = table("fig2_balloon_dbench")
@@ -17,8 +17,6 @@ SIZES = [int(size) for size in FIGURE.numbers("memory_mb")]
 NATIVE = FIGURE.numbers("native_mb_per_s")
 BALLOONED = FIGURE.numbers("ballooned_mb_per_s")
 FULL = 256
-HOST_MB, GOAL_MB, OVERHEAD_MB = 512, 31, 32
-"""Of figure 2's host: memory, the 6 % kept free, and the VM's overhead."""
 WARM_MIN = 4.0
 """Minutes until caches are full and balloons where they should be."""
 
@@ -30,8 +28,7 @@ def _swapped(lab: Lab, seed: int, ballooned: Sequence[float]) -> dict[str, float
     """
     values = {}
     for size, rate in zip(SIZES[:-1], ballooned, strict=True):
-        room = {"hosts.0.reserve": f"{HOST_MB - GOAL_MB - OVERHEAD_MB - size} MiB"}
-        run = lab.run("fig2", seed, room | {"vms.0.balloon": "absent"})
+        run = lab.run("fig2", seed, {**room_for(size), "vms.0.balloon": "absent"})
         values[f"C3.{size}"] = run.vm("vm").between(WARM_MIN, 12).throughput() / rate
         values[f"C3.double.{size}"] = run.host().total("double_paging_pages")
     return values

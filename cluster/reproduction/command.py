@@ -39,9 +39,9 @@ FIRST_SEED = 1
 def run(names: Sequence[str], out: Path, seeds: int | None, data: Path) -> bool:
     """Run the experiments named (all without names); whether every claim holds.
 
-    seeds: how many each experiment takes, its own number when None; at least two where anything is
-    random. Writes reproduction.json and reproduction.html into `out`. Raises InputError for a name
-    that is not known.
+    seeds: how many each experiment takes where anything is random; None: its own number. Writes
+    reproduction.json and reproduction.html into `out`. Raises InputError for a name that is not
+    known.
     """
     lab = Lab(SCENARIOS, data)
     chosen = _chosen(names)

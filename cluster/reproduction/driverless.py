@@ -13,11 +13,9 @@ import numpy as np
 
 from cluster.reproduction.claims import Claim, Observation, band, exactly, within
 from cluster.reproduction.experiment import Experiment, Panel, bars, mean_curve
-from cluster.reproduction.lab import Changes, Lab, Series
+from cluster.reproduction.lab import Changes, Lab, Series, room_for
 
 ROOM_MB = 160
-HOST_MB, GOAL_MB, OVERHEAD_MB = 512, 31, 32
-"""Of the host: memory, the 6 % kept free, and the VM's overhead."""
 WARM_MIN, END_MIN = 4.0, 12.0
 """Minutes that are measured: from when memory has been reclaimed."""
 OPTIONS = ("share_first", "map_clean", "skip_overwritten")
@@ -25,9 +23,8 @@ OPTIONS = ("share_first", "map_clean", "skip_overwritten")
 
 def _paged(*on: str) -> Changes:
     """No driver, on a host that has room for so much; these options of its paging."""
-    reserve = HOST_MB - GOAL_MB - OVERHEAD_MB - ROOM_MB
     return {
-        "hosts.0.reserve": f"{reserve} MiB",
+        **room_for(ROOM_MB),
         "vms.0.balloon": "absent",
         "hosts.0.paging": {name: name in on for name in OPTIONS},
     }

@@ -26,6 +26,11 @@ Changes = Mapping[str, Any]
 """Places of a scenario file, such as "vms.0.memory", and what to put there instead."""
 
 
+def room_for(mb: int) -> Changes:
+    """A host of 512 MB that has so much for one VM, beside the 6 % kept free and its overhead."""
+    return {"hosts.0.reserve": f"{512 - 31 - 32 - mb} MiB"}
+
+
 @dataclass(frozen=True)
 class Run:
     """One run. hosts: (n_epochs x n_hosts,) HOST_ROW. vms: VM_ROW of those powered on."""
