@@ -11,7 +11,7 @@ from typing import Any
 from cluster.aggregate import MEMORY
 from cluster.messages import CAUSES, LEVELS
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of report.json: raised when a key is renamed or removed."""
 _EACH = "*"
 """Stands for every key of an object, whatever its name."""

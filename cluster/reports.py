@@ -187,10 +187,6 @@ def _error(run: Aggregator) -> dict[str, Any]:
     size of a VM, not of all. A part p of N pages, seen through every k-th of them, has the relative
     standard error sqrt((k - 1)(1 - p) / (p N)) of simple random sampling. Fixed counts per content
     class make the true error smaller: this is an upper estimate.
-
-    One error does not cancel: the one frame of a shared content counts as k. That is one frame too
-    many of k - 1 pages on each host, for the zero page, and about half of one in each VM, for the
-    last of its groups of duplicates, which is cut short. shared_saved is low by so much at most.
     """
     pages = {name: sum(run.epochs[f"{name}_pages"]) for name in MEMORY}
     vms = sum(run.epochs["vms"])
@@ -203,8 +199,6 @@ def _error(run: Aggregator) -> dict[str, Any]:
         p, n = part / whole, whole / vms
         return sqrt((run.sample - 1) * (1 - p) / (p * n))
 
-    epochs = max(len(run.epochs["hosts"]), 1)
-    low_by = (run.sample - 1) * (sum(run.epochs["hosts"]) + vms / 2) / epochs
     saved = relative(pages["shared_saved"], pages["configured"])
     moved = None if saved is None else saved * pages["shared_saved"]
     return {
@@ -212,7 +206,6 @@ def _error(run: Aggregator) -> dict[str, Any]:
         "shared_saved_rel_std": saved,
         "consumed_rel_std": None if moved is None else moved / max(pages["consumed"], 1),
         "swapped_rel_std": relative(pages["swapped"], pages["configured"]),
-        "shared_saved_low_by_gib": low_by * PAGE_SIZE / GIB,
     }
 
 

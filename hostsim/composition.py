@@ -42,6 +42,8 @@ class Composition:
     kinds (3, PATTERN) int64, ranks (3, PATTERN) int64, class_counts (3, 6) int64, periods (3,)
     int64: see HostState.
     kernel_permille: unmovable part of the footprint.
+    copies_permille, copies_phase: the j-th duplicate slot of a VM holds the VM's content
+    number (1000 j + copies_phase) // copies_permille; -1 is one whose frame the sample lacks.
     """
 
     kinds: Array
@@ -50,6 +52,7 @@ class Composition:
     periods: Array
     kernel_permille: int
     copies_permille: int
+    copies_phase: int
 
 
 def _entries(table: ContentTable, uses: tuple[str, ...]) -> list[tuple[int, int]]:
@@ -84,6 +87,17 @@ def _spread(entries: list[tuple[int, int]]) -> Array:
     return pattern
 
 
+def copies_phase(seed: int, copies_permille: int) -> int:
+    """Where in a group of duplicates a sample begins: see Composition.
+
+    The last group of a VM is cut short. In a whole VM that is a page or two, in a sample as many
+    slots. So slots of a group that began before the sample share a frame that is counted elsewhere;
+    then n slots hold n / copies contents in the mean over seeds, for any n.
+    """
+    key = np.uint64(rng.stream(seed, rng.SLOTS, 3, 0))
+    return 999 - rng.below(key, 0, copies_permille)
+
+
 @functools.cache
 def compose(image: GuestImage, seed: int = 0, sample: int = 1) -> Composition:
     """Lay out an image: a function of these alone, so equal on every host.
@@ -112,8 +126,9 @@ def compose(image: GuestImage, seed: int = 0, sample: int = 1) -> Composition:
             is_class[periods[section] :] = False
             ranks[section, is_class] = np.arange(is_class.sum())
             class_counts[section, content] = is_class.sum()
-    copies_permille = round(image.copies * 1000)
-    return Composition(kinds, ranks, class_counts, periods, kernel_permille, copies_permille)
+    copies = round(image.copies * 1000)
+    phase = copies_phase(seed, copies) if sample > 1 else 0
+    return Composition(kinds, ranks, class_counts, periods, kernel_permille, copies, phase)
 
 
 def class_slots(composition: Composition, section: int, n_slots: int) -> Array:

@@ -62,11 +62,12 @@ def keys_of(row: Any) -> tuple[Key, Key, Key, Key]:
 def lengths_of(class_lengths: Array) -> tuple[int, int, int, int]:
     """Lengths of those ranges, from distinct contents per class, (6,) int64.
 
-    An image's range begins with its pool: that is as long in every VM of the image.
+    An image's range begins with its pool: that is as long in every VM of the image. The zero page
+    is followed by what stands for all contents whose other pages are not in the sample.
     """
     classes = [POOL, IMAGE, APPLICATION, DUPLICATE]
     pool, image, application, duplicate = class_lengths[classes].tolist()
-    return 1, pool + image, application, duplicate
+    return 2, pool + image, application, duplicate
 
 
 def acquire(ranges: Ranges, wanted: dict[Key, int]) -> Ranges:

@@ -109,7 +109,8 @@ def plan_word(st: HostState, v: int, ppn: int) -> int:
     if kind == APPLICATION:
         return vm.app_base + j
     if kind == DUPLICATE:
-        return vm.dup_base + j * 1000 // vm.copies_permille
+        number = (j * 1000 + vm.copies_phase) // vm.copies_permille
+        return vm.dup_base + number if number >= 0 else vm.zero + 1
     if kind == POOL:
         key = rng.stream(st.host[0].seed, rng.POOL, vm.vm, 0)
         return vm.image_base + rng.below(key, j, vm.pool)

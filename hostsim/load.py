@@ -104,6 +104,7 @@ def fill_vm(row: Any, spec: VmSpec, composition: Composition, host: Any) -> None
     row.guest_swap = slots(guest_swap if config.guest_swap is None else config.guest_swap, k)
     row.windows = image.os == "windows"
     row.copies_permille = composition.copies_permille
+    row.copies_phase = composition.copies_phase
     draws = image.pool > 0 and spec.replay is None
     row.pool = max(slots(image.pool, k), 1) if draws else 0
     structures = row.size_slots * image.structures // 1000

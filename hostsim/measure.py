@@ -148,27 +148,32 @@ _VM_SCALES = _counts_pages(VM_ROW, ["touches"])
 
 
 @kernel
-def active_slots(st: HostState, active: Array) -> None:
-    """Estimated active memory of each VM in id order; active (n,) int64, out."""
+def estimate_active(st: HostState, active: Array) -> None:
+    """Estimated active memory of each VM in id order, in pages; active (n,) int64, out."""
     for i in range(count_vms(st)):
         v = st.order[i]
-        active[i] = np.floor(sample.active_fraction(st, v) * alloc_of(st, v))
+        active[i] = np.floor(sample.active_fraction(st, v) * (alloc_of(st, v) * st.host[0].sample))
 
 
 def measure(st: HostState, zeros: list[int]) -> tuple[Rows, Rows]:
     """A (1,) HOST_ROW and an (n_vms,) VM_ROW in id order; epoch is left 0.
 
     zeros: content indexes of the zero pages of all salt groups.
+
+    A slot stands for k pages, also where they share a frame: k contents, each in a frame of its
+    own. But there is one zero page, so its frame counts once; and what is shared with pages
+    outside the sample (the content after it) is in frames that those have.
     """
     n = count_vms(st)
     rows = st.order[:n]
-    active = np.zeros(n, np.int64)
-    active_slots(st, active)
     host, vms = np.zeros(1, HOST_ROW), np.zeros(n, VM_ROW)
     # Plain arrays: a recarray looks every field up twice.
     h, of = st.host.view(np.ndarray)[0], st.vms.view(np.ndarray)[rows]
-    distinct, saved = int(h["distinct"]), int(shared_saved(st))
-    sharers = max(int(of["shared"].sum()), 1)
+    k, saved = int(h["sample"]), int(shared_saved(st))
+    once = (k - 1) * sum(int(st.refs[zero]) > 0 for zero in zeros)
+    unreal = once + k * sum(int(st.refs[zero + 1]) > 0 for zero in zeros)
+    distinct = int(h["distinct"]) * k - unreal
+    sharers = max(int(of["shared"].sum()) * k, 1)
     for name in ("ballooned", "swapped", "untouched", "shared"):
         vms[f"{name}_pages"] = of[name]
         host[f"{name}_pages"] = of[name].sum()
@@ -177,14 +182,10 @@ def measure(st: HostState, zeros: list[int]) -> tuple[Rows, Rows]:
     vms["lost_ns"] = st.lost[rows]
     vms["target_pages"], vms["guest_swapped_pages"] = of["target"], of["guest_swapped"]
     vms["allocated_pages"] = of["resident"] + of["shared"]
-    vms["consumed_pages"] = of["resident"] + of["shared"] * distinct // sharers
-    vms["active_pages"] = active
-    for average in ("slow", "fast"):
-        vms[f"active_{average}_pages"] = of[average] * vms["allocated_pages"]
+    vms["consumed_pages"] = of["resident"]
     host["configured_pages"] = of["size_slots"].sum()
     host["allocated_pages"] = vms["allocated_pages"].sum()
-    host["consumed_pages"] = of["resident"].sum() + distinct
-    host["active_pages"] = active.sum()
+    host["consumed_pages"] = of["resident"].sum() + h["distinct"]
     host["shared_saved_pages"] = saved
     host["zero_saved_pages"] = sum(max(int(st.refs[zero]) - 1, 0) for zero in zeros)
     host["overhead_pages"], host["free_pages"] = h["overhead"], h["free"]
@@ -194,7 +195,16 @@ def measure(st: HostState, zeros: list[int]) -> tuple[Rows, Rows]:
     host["minor_faults"] = h["minor_faults"]
     for table, is_counted in ((host, _HOST_SCALES), (vms, _VM_SCALES)):
         numbers = table.view(np.int64).reshape(len(table), len(is_counted))
-        numbers *= np.where(is_counted, h["sample"], 1)
+        numbers *= np.where(is_counted, k, 1)
+    vms["consumed_pages"] += of["shared"] * k * distinct // sharers
+    host["consumed_pages"] -= unreal
+    for name, pages in (("shared_saved", unreal), ("zero_saved", once), ("free", unreal)):
+        host[f"{name}_pages"] += pages
+    active = np.zeros(n, np.int64)
+    estimate_active(st, active)
+    vms["active_pages"], host["active_pages"] = active, active.sum()
+    for average in ("slow", "fast"):
+        vms[f"active_{average}_pages"] = of[average] * vms["allocated_pages"]
     elapsed_ms = int(st.level_ms.sum())
     host["cpu_demand_permille"] = h["cpu_demand_ms"] // max(h["cpus"] * elapsed_ms, 1)
     for level, name in enumerate(LEVELS):

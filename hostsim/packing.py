@@ -211,7 +211,7 @@ CONFIGURED = (
 """Fields of a host's row that follow from its configuration."""
 SPECIFIED = (
     *("size_slots", "reservation", "limit", "shares", "vcpus", "sharing", "driver", "balloon_max"),
-    *("guest_swap", "windows", "copies_permille", "pool", "footprint", "kernel"),
+    *("guest_swap", "windows", "copies_permille", "copies_phase", "pool", "footprint", "kernel"),
     *("boot_ms", "disk_latency_ns", "disk_iops", "vm_clock", "repeat", "offset_ms"),
     *("replay_len", "touchable"),
 )

@@ -99,7 +99,7 @@ VM = np.dtype(
     + _fields(np.int64, "target balloon_target balloon_max blocked touched_before gave")
     # Content: families that it draws from, and where their ranges lie on this host.
     + _fields(np.int64, "image_family app_family zero image_base app_base dup_base")
-    + _fields(np.int64, "pattern copies_permille pool windows")
+    + _fields(np.int64, "pattern copies_permille copies_phase pool windows")
     # Guest: unmovable slots first, then the boot footprint; brk = first slot never used.
     + _fields(np.int64, "kernel footprint brk window span active guest_free cache anon")
     + _fields(np.int64, "guest_swapped guest_swap booted boot_ms scrub_cursor lost_driver")

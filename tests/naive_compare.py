@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from naive_host import active_fraction, limits
 from naive_index import TRUNCATED, HintFrame
-from naive_machine import ZERO_PAGE, Content
+from naive_machine import ELSEWHERE, ZERO_PAGE, Content
 from naive_pages import content_hash
 from naive_policy import slots
 from naive_state import Annotation, Copied, Esx, Use, Vm
@@ -198,7 +198,7 @@ def content_of(host: Host, keys: tuple[Key, ...], pool: int, word: int) -> Conte
         j = (word & INDEX) - at.base
         if 0 <= j < at.length:
             if key.kind == contents.ZERO_RANGE:
-                return ZERO_PAGE
+                return ELSEWHERE if j else ZERO_PAGE
             family = key.family if key.family >= 0 else f"of image {-1 - key.family}"
             name = ("", "image", "application", "duplicate")[key.kind]
             if name == "image":

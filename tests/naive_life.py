@@ -5,7 +5,7 @@ from __future__ import annotations
 import naive_pages as pages
 import naive_policy as policy
 from naive_index import ContentIndex
-from naive_machine import ZERO_PAGE, Content, Machine
+from naive_machine import ELSEWHERE, ZERO_PAGE, Content, Machine
 from naive_policy import slots
 from naive_state import Esx, Event, Guest, Row, Use, Vm
 
@@ -67,11 +67,12 @@ def planned_pages(
         use, number = divmod(int(composition.kinds[section][(ppn - first) % period]), 8)
         name = CLASSES[number]
         j, seen[name] = seen[name], seen[name] + 1
+        group = (1000 * j + composition.copies_phase) // composition.copies_permille
         content = {
             "zero": ZERO_PAGE,
             "image": f"image {spec.image_range} {j}".encode(),
             "application": f"application {application} {j}".encode(),
-            "duplicate": f"duplicate {spec.vm} {j * 1000 // composition.copies_permille}".encode(),
+            "duplicate": f"duplicate {spec.vm} {group}".encode() if group >= 0 else ELSEWHERE,
             "unique": None,
             "pool": f"pool {spec.image_range} {draws.below(j, pool)}".encode(),
         }[name]

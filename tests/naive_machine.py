@@ -8,6 +8,7 @@ from fractions import Fraction
 WORD = (1 << 64) - 1
 Content = bytes
 ZERO_PAGE: Content = bytes(16)
+ELSEWHERE: Content = b"held by a page outside the sample"
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import Any
 from naive_compare import TOLERANCE, Difference
 from naive_host import active_fraction
 from naive_lost import CAUSES
-from naive_machine import ZERO_PAGE
+from naive_machine import ELSEWHERE, ZERO_PAGE, Content
 from naive_state import Esx, Vm
 
 Row = dict[str, Any]
@@ -43,14 +43,23 @@ EVENTS = {
 }
 
 
-def active_slots(vm: Vm) -> range:
-    """Whole slots of estimated active memory: two answers where float64 may fall either way."""
-    return whole_slots(active_fraction(vm) * vm.alloc())
-
-
-def whole_slots(exact: Fraction) -> range:
-    """Whole slots, rounded down: two answers where float64 may fall either way."""
+def whole_pages(exact: Fraction) -> range:
+    """Whole pages, rounded down: two answers where float64 may fall either way."""
     return range(int((exact - TOLERANCE) // 1), int((exact + TOLERANCE) // 1) + 1)
+
+
+def frames_of(esx: Esx, content: Content) -> int:
+    """Shared frames with a content: at most one per salt group."""
+    frames = [esx.machine.frames[frame.mpn] for frame in esx.index.shared_frames()]
+    return sum(frame.content == content for frame in frames)
+
+
+def unreal_pages(esx: Esx) -> int:
+    """Pages that count as shared frames and are none.
+
+    A frame in a sample of one in k is k frames of as many contents. But there is one zero page, and
+    what is held by a page outside the sample is in that one's frame."""
+    return frames_of(esx, ZERO_PAGE) * (esx.sample - 1) + frames_of(esx, ELSEWHERE) * esx.sample
 
 
 def vm_row(esx: Esx, vm: Vm) -> Row:
@@ -58,7 +67,8 @@ def vm_row(esx: Esx, vm: Vm) -> Row:
     k = esx.sample
     shared = len(vm.pages("shared"))
     sharers = sum(len(other.pages("shared")) for other in esx.on())
-    its_part = shared * len(esx.index.shared_frames()) // max(sharers, 1)
+    frames = len(esx.index.shared_frames()) * k - unreal_pages(esx)
+    its_part = shared * frames // max(sharers, 1)
     return {
         "host": esx.host,
         "vm": vm.spec.vm,
@@ -68,7 +78,7 @@ def vm_row(esx: Esx, vm: Vm) -> Row:
         "work_left_ns": vm.backlog_ns,
         "target_pages": vm.target * k,
         "allocated_pages": vm.alloc() * k,
-        "consumed_pages": (len(vm.pages("resident")) + its_part) * k,
+        "consumed_pages": len(vm.pages("resident")) * k + its_part,
         "shared_pages": shared * k,
         "ballooned_pages": len(vm.pages("ballooned")) * k,
         "swapped_pages": len(vm.pages("swapped")) * k,
@@ -83,18 +93,19 @@ def host_row(esx: Esx) -> Row:
     resident = sum(len(vm.pages("resident")) for vm in vms)
     shared_frames = esx.index.shared_frames()
     zero_pages = [f for f in shared_frames if esx.machine.frames[f.mpn].content == ZERO_PAGE]
+    unreal = unreal_pages(esx)
     elapsed_ms = esx.level_ms.total()
     row: Row = {
         "host": esx.host,
         "vms": len(vms),
         "configured_pages": sum(vm.size for vm in vms) * k,
         "allocated_pages": sum(vm.alloc() for vm in vms) * k,
-        "consumed_pages": (resident + len(shared_frames)) * k,
-        "shared_saved_pages": esx.shared_saved() * k,
-        "zero_saved_pages": sum(esx.index.references(f.mpn) - 1 for f in zero_pages) * k,
+        "consumed_pages": (resident + len(shared_frames)) * k - unreal,
+        "shared_saved_pages": esx.shared_saved() * k + unreal,
+        "zero_saved_pages": sum(esx.index.references(f.mpn) * k - 1 for f in zero_pages),
         "compressed_pages": 0,
         "overhead_pages": sum(len(vm.overhead) for vm in vms) * k,
-        "free_pages": esx.free * k,
+        "free_pages": esx.free * k + unreal,
         "cpu_demand_permille": esx.events["cpu_demand_ms"] // max(esx.config.cpus * elapsed_ms, 1),
         "minor_faults": esx.events["minor_faults"],
         "guest_paging_pages": (esx.events["guest_page_ins"] + esx.events["guest_page_outs"]) * k,
@@ -115,13 +126,13 @@ def differences(esx: Esx, fast_host: Any, fast_vms: Any) -> Iterator[Difference]
         yield "rows of VMs", fast_vms["vm"].tolist(), sorted(esx.vms)
     for vm, fast in zip(esx.on(), fast_vms, strict=True):
         yield from _unequal(f"VM {vm.spec.vm}", fast, vm_row(esx, vm))
+        pages = vm.alloc() * esx.sample
         estimates = {
-            "active_pages": active_slots(vm),
-            "active_slow_pages": whole_slots(vm.slow * vm.alloc()),
-            "active_fast_pages": whole_slots(vm.fast * vm.alloc()),
+            "active_pages": whole_pages(active_fraction(vm) * pages),
+            "active_slow_pages": whole_pages(vm.slow * pages),
+            "active_fast_pages": whole_pages(vm.fast * pages),
         }
-        for column, may in estimates.items():
-            may_be = [slots * esx.sample for slots in may]
+        for column, may_be in estimates.items():
             if fast[column] not in may_be:
                 yield f"VM {vm.spec.vm} {column}", int(fast[column]), may_be
     active = int(fast_vms["active_pages"].sum())

@@ -21,7 +21,7 @@ from host_builders import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hostsim.composition import class_base, class_slots, compose, range_lengths
+from hostsim.composition import class_base, class_slots, compose, copies_phase, range_lengths
 from hostsim.guest_config import ContentMix, ContentTable, GuestImage
 from hostsim.host import Host
 from hostsim.state import IN_FOOTPRINT, IN_GROWTH, IN_KERNEL, PATTERN, UNIQUE, USE_SHIFT, Array
@@ -249,6 +249,18 @@ def test_duplicates_have_the_stated_mean_of_copies_inside_one_vm(copies: float) 
         assert len(counts) == -(-1900 // copies)
         whole = [count for word, count in counts.items() if word != max(counts)]
         assert set(whole) <= {int(copies), int(np.ceil(copies))}
+
+
+@pytest.mark.parametrize("copies", [1.0, 2.0, 2.5, 10.2])
+@pytest.mark.parametrize("n", [1, 3, 7, 40])
+def test_a_samples_duplicates_hold_the_contents_due_in_the_mean(copies: float, n: int) -> None:
+    """n / copies, over seeds: no VM's last group counts for more than it is. 2000 seeds; the
+    number of contents is one of two whole numbers, so its standard error is 0.012 at most."""
+    permille = int(1000 * copies)
+    last = [1000 * (n - 1) + copies_phase(seed, permille) for seed in range(2000)]
+    held = [at // permille + 1 for at in last]
+    assert len(set(held)) <= 2
+    assert np.mean(held) == pytest.approx(n / copies, abs=0.05)
 
 
 # Miniature simulation

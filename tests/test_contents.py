@@ -146,7 +146,7 @@ def test_a_vm_draws_from_four_ranges() -> None:
     bases = [row.zero, row.image_base, row.app_base, row.dup_base]
     assert [host.ranges[key].base for key in keys_of(row)] == bases
     lengths = [host.ranges[key].length for key in keys_of(row)]
-    assert lengths[0] == 1 and len(host.state.refs) == sum(lengths)
+    assert lengths[0] == 2 and len(host.state.refs) == sum(lengths)
 
 
 def test_a_larger_vm_of_the_image_makes_its_range_longer() -> None:

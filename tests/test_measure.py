@@ -147,24 +147,28 @@ def test_zero_pages_saved_are_a_part_of_all_saved(rows: list[tuple[Host, Rows, R
         assert 0 <= host["zero_saved_pages"][0] <= host["shared_saved_pages"][0]
     host, row, _ = rows[-1]
     refs = int(host.state.refs[host.zero_pages()[0]])
-    assert row["zero_saved_pages"][0] == (refs - 1) * counter(host, "sample") > 0
+    assert row["zero_saved_pages"][0] == refs * counter(host, "sample") - 1 > 0
 
 
 # Pages, not slots
 
 
-def test_pages_and_events_are_scaled_times_and_tags_are_not() -> None:
-    host = busy_host(16)
+@pytest.mark.parametrize(("seed", "has_partners"), [(1, False), (3, True)])
+def test_pages_and_events_are_scaled_times_and_tags_are_not(seed: int, has_partners: bool) -> None:
+    host = busy_host(16, seed)
     run(host, 30 * SECOND)
     slots = {name: counter(host, name) for name in ("scanned", "zero_fills", "inflated", "free")}
     row = row_of(host, 3)
+    zero, partner = (int(host.state.refs[host.zero_pages()[0] + i]) for i in (0, 1))
     touches, target, on_ns = int(row.touches), int(row.target), int(row.on_ns)
     alloc, lost = alloc_slots(host, 3), host.state.lost[2].copy()
     table, vms = host.measure()
     assert table["scanned_pages"][0] == 16 * slots["scanned"]
     assert table["zero_fills"][0] == 16 * slots["zero_fills"]
     assert table["inflated_pages"][0] == 16 * slots["inflated"]
-    assert table["free_pages"][0] == 16 * slots["free"]
+    # The one frame of the zero page is one page; what partners outside the sample hold is none.
+    assert zero > 0 and (partner > 0) == has_partners
+    assert table["free_pages"][0] == 16 * slots["free"] + 15 + 16 * has_partners
     assert table["configured_pages"][0] == 4 * 12 * MIB // PAGE_SIZE * 16
     assert (table["vms"][0], table["high_ms"][0] <= 30 * SECOND) == (4, True)
     third = vms[2]

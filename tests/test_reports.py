@@ -47,7 +47,6 @@ KEYS: dict[str, set[str]] = {
         "shared_saved_rel_std",
         "consumed_rel_std",
         "swapped_rel_std",
-        "shared_saved_low_by_gib",
     },
 }
 SCALARS = {"schema", "digest", "partial", "simulated_s", "assumptions"}
@@ -83,7 +82,7 @@ def test_keys_are_those_of_the_contract() -> None:
         assert set(row) == {"mean", "p95", "max"}
     assert set(report["cost"]["slowdown"]) == set(report["cost"]["slowdown_epoch"]) == SPREAD
     assert set(report["cost"]["slowdown_by_cause"]) == set(CAUSES)
-    assert report["schema"] == 1
+    assert report["schema"] == 2
     assert report["assumptions"]["a.b"] == "c"
     assert "null" in report["assumptions"]["report.energy"]
 

@@ -186,7 +186,7 @@ DAMAGES: dict[str, Damage] = {
     "fewer stale hints": cut_to("stale_page", 4),
     "a table of stale hints of another size": cut_to("stale_at", 8),
     "a range of negative length": put("ranges", 0, 3, -1),
-    "a range of another length": put("ranges", 0, 3, 2),
+    "a range of another length": put("ranges", 0, 3, 3),
     "a range with another user": put("ranges", 0, 4, 5),
     "a range of another kind": put("ranges", 0, 0, 3),
     "a range that is short": put("ranges", 0, [0, 0]),
