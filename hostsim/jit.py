@@ -20,9 +20,11 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba import extending
-from numba.core import caching
+from numba.core import caching, types
 from numba.core.typing import templates
 from numba.np import arrayobj
+
+from hostsim.dispatch import Kernel
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -77,26 +79,39 @@ i64 = cast(Callable[[Any], int], np.int64)
 """np.int64 under the type that the engine gives every integer."""
 
 
-_njit: Any = numba.njit
 _LOCATORS = "CACHE_LOCATOR_CLASSES"
-_OPTIONS: dict[str, Any] = {"_nrt": False, "error_model": "numpy"}
+_OPTIONS: dict[str, Any] = {
+    "nopython": True,
+    "_nrt": False,
+    "error_model": "numpy",
+    "no_cfunc_wrapper": True,
+}
 """Kernels never allocate, so arrays need no reference counts: counting them made calls 100 times
 slower. A division by zero is a bug that tests find in uncompiled runs, not worth a branch each."""
 
 
+def _dispatched(function: Function, caches: bool, options: dict[str, Any]) -> Function:
+    if getattr(numba.config, "DISABLE_JIT"):  # noqa: B009  numba declares none of its settings
+        return function
+    found = Kernel(function, options)
+    if caches:
+        others = getattr(numba.config, _LOCATORS)
+        setattr(numba.config, _LOCATORS, f"{__name__}.{KernelLocator.__name__}")
+        try:
+            found.enable_caching()
+        finally:
+            setattr(numba.config, _LOCATORS, others)
+    return cast(Function, found)
+
+
 def kernel(function: Function) -> Function:
     """Compile on first call, or load from the cache."""
-    others = getattr(numba.config, _LOCATORS)
-    setattr(numba.config, _LOCATORS, f"{__name__}.{KernelLocator.__name__}")
-    try:
-        return cast(Function, _njit(cache=CACHES, no_cfunc_wrapper=True, **_OPTIONS)(function))
-    finally:
-        setattr(numba.config, _LOCATORS, others)
+    return _dispatched(function, CACHES, _OPTIONS)
 
 
 def small(function: Function) -> Function:
     """As `kernel`, for one-liners: always inlined by LLVM, never cached on their own."""
-    return cast(Function, _njit(forceinline=True, no_cfunc_wrapper=True, **_OPTIONS)(function))
+    return _dispatched(function, False, _OPTIONS | {"forceinline": True})
 
 
 def is_warm() -> bool:
@@ -104,7 +119,7 @@ def is_warm() -> bool:
     return any(CACHE_FOLDER.glob("tick.advance-*.nbi"))
 
 
-class Arrays(numba.types.Type):
+class Arrays(types.Type):
     """The type, inside kernels, of an object of arrays: one pointer to a table of their addresses.
 
     Passing a tuple of twenty arrays instead costs a hundred arguments a call, in time and in
@@ -113,7 +128,7 @@ class Arrays(numba.types.Type):
 
     def __init__(self, name: str, fields: dict[str, tuple[np.dtype[Any], int]]) -> None:
         self.fields = {
-            field: numba.types.Array(numba.from_dtype(dtype), ndim, "C")
+            field: types.Array(numba.from_dtype(dtype), ndim, "C")
             for field, (dtype, ndim) in fields.items()
         }
         super().__init__(name=name)
@@ -143,7 +158,7 @@ def address_table(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
 def _unbox_arrays(typ: Any, obj: Any, c: Any) -> Any:
     """Python object -> pointer to the table whose address its `address` attribute holds."""
     attribute = c.pyapi.object_getattr_string(obj, "address")
-    address = c.unbox(numba.types.intp, attribute)
+    address = c.unbox(types.intp, attribute)
     c.pyapi.decref(attribute)
     pointer = c.builder.inttoptr(address.value, c.context.get_value_type(typ))
     return extending.NativeValue(pointer, is_error=address.is_error)
@@ -162,7 +177,7 @@ def _field(context: Any, builder: Any, typ: Arrays, value: Any, attr: str) -> An
     """Build the array from its row of the table."""
     array_type = typ.fields[attr]
     row = list(typ.fields).index(attr) * TABLE_COLUMNS
-    word = context.get_value_type(numba.types.intp)
+    word = context.get_value_type(types.intp)
     table = builder.bitcast(value, word.as_pointer())
 
     def load(column: int) -> Any:

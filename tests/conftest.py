@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 
 from hostsim.host import warm
+
+# The first example of a test may have to compile what it calls.
+settings.register_profile("compiling", deadline=None)
+settings.load_profile("compiling")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -87,7 +87,7 @@ def test_a_cache_is_warm_once_the_pipeline_is_in_it(
     assert jit.is_warm()
     files = sorted(jit.CACHE_FOLDER.glob("*.nbi"))
     pipeline = [path for path in files if "advance" in path.name]
-    assert len(pipeline) == 1 and len(files) > 20
+    assert len(pipeline) == 1 and len(files) > 1
     monkeypatch.setattr(jit, "CACHE_FOLDER", tmp_path)
     assert not jit.is_warm()
     for path in files:

@@ -15,7 +15,8 @@ PACKAGES = ("hostsim", "cluster", "cluster.reproduction")
 
 LAYERS = [
     # One host. Policies and mechanisms over its state, the pipeline, the façade, then its bytes.
-    "hostsim.units hostsim.jit",
+    "hostsim.units hostsim.dispatch",
+    "hostsim.jit",
     "hostsim.rng hostsim.config",
     "hostsim.guest_config",
     "hostsim.program hostsim.replay",
@@ -74,6 +75,7 @@ HOSTSIM_MAY_IMPORT = (
     *("hashlib", "numpy", "pydantic", "hostsim"),
 )
 HOSTSIM_ALSO = {
+    "hostsim.dispatch": ("numba", "contextlib", "gc"),
     "hostsim.jit": ("numba", "llvmlite", "os", "pathlib"),  # compiles, and finds its cache
     "hostsim.state": ("numba",),  # gives its type to the compiler
     "hostsim.packing": ("msgpack",),
