@@ -195,7 +195,9 @@ def work(st: HostState, v: int, dt_ns: int) -> None:
     vm.window = (vm.window + moved) % vm.span
     play(st, v)
     if row.transmit_pages_per_s > 0:
-        due = row.transmit_pages_per_s * (vm.left_ns // NS_PER_MS)
+        rate = row.transmit_pages_per_s
+        left_ms, rest_ns = vm.left_ns // NS_PER_MS, vm.left_ns % NS_PER_MS
+        due = rate * left_ms + rate * rest_ns // NS_PER_MS
         owed = vm.transmit_carry % slot_unit(st) + due
         vm.transmit_carry = owed % slot_unit(st)
         n_slots = max(min(row.transmit_set_pages, vm.brk), 1)

@@ -131,8 +131,8 @@ def work(esx: Esx, vm: Vm, dt_ns: int) -> None:
     with contextlib.suppress(StepOver):
         replay(esx, vm)
     if row.transmit_milli_per_s > 0:
-        time_ms = vm.left_ns // MS
-        rate = Fraction(row.transmit_milli_per_s * time_ms, 1_000_000 * esx.sample)
+        millionths = row.transmit_milli_per_s * vm.left_ns // MS
+        rate = Fraction(millionths, 1_000_000 * esx.sample)
         n_slots = max(min(row.transmit_set, guest.brk), 1)
         transmit(esx, vm, guest.transmit.due(rate), n_slots)
     if guest.active > 0:
