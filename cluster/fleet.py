@@ -13,21 +13,19 @@ from typing import Protocol
 import numpy as np
 
 from cluster.messages import (
-    HOST_ROW,
-    VM_ROW,
     EpochReport,
     LevelChange,
     Order,
     PowerOff,
     PowerOn,
     Reset,
-    Rows,
     SetHost,
     SetVm,
 )
 from cluster.population import HostSpec
 from hostsim import invariants, snapshot
-from hostsim.host import Host
+from hostsim.host import Host, Place
+from hostsim.rows import Tables, tables_of
 from hostsim.units import HostId
 
 
@@ -71,19 +69,20 @@ class HostSet:
         started = time.process_time()
         for order in orders:
             self._obey(order)
-        host_rows: list[Rows] = []
-        vm_rows: list[Rows] = []
+        n_vms = np.cumsum([0, *(len(host.specs) for host in self._hosts.values())]).tolist()
+        rows = tables_of(n_epochs * len(self._hosts), n_epochs * n_vms[-1])
         changes: list[LevelChange] = []
-        for epoch in range(first_epoch, first_epoch + n_epochs):
-            for host in self._hosts.values():
-                changes += self._advance(host, epoch)
-                of_host, of_vms = host.measure()
-                of_host["epoch"] = of_vms["epoch"] = epoch
-                host_rows.append(of_host)
-                vm_rows.append(of_vms)
+        span = 1 if self._check else max(n_epochs, 1)
+        for done in range(0, n_epochs, span):
+            for i, host in enumerate(self._hosts.values()):
+                at, first = done * len(self._hosts) + i, done * n_vms[-1] + n_vms[i]
+                changes += self._advance(
+                    host, span, rows, (at, len(self._hosts)), (first, n_vms[-1])
+                )
+        changes.sort(key=_in_order)
         return EpochReport(
-            hosts=np.concatenate(host_rows or [np.zeros(0, HOST_ROW)]),
-            vms=np.concatenate(vm_rows or [np.zeros(0, VM_ROW)]),
+            hosts=rows[0].view(np.ndarray),
+            vms=rows[1].view(np.ndarray),
             level_changes=tuple(changes),
             busy_s=time.process_time() - started,
         )
@@ -107,16 +106,20 @@ class HostSet:
             case SetHost():
                 host.set_host(idle_tax=order.idle_tax)
 
-    def _advance(self, host: Host, epoch: int) -> list[LevelChange]:
-        changes = host.advance(self._epoch_ms)
+    def _advance(
+        self, host: Host, n_epochs: int, rows: Tables, at: Place, first: Place
+    ) -> list[LevelChange]:
+        changes = host.run(n_epochs, self._epoch_ms, rows, at, first)
         if self._check:
             try:
                 invariants.check(host.state)
             except invariants.BrokenInvariantError as error:
-                where = f"host {host.host}, epoch {epoch}"
+                where = f"host {host.host}, epoch {rows[0]['epoch'][at[0]]}"
                 raise invariants.BrokenInvariantError(f"{where}: {error}") from None
         return [
-            LevelChange(epoch, at_ms, host.host, before, after, free * host.sample)
+            LevelChange(
+                at_ms // self._epoch_ms, at_ms, host.host, before, after, free * host.sample
+            )
             for at_ms, before, after, free in changes.tolist()
         ]
 
@@ -139,12 +142,16 @@ class LocalFleet:
         """Nothing to let go of."""
 
 
+def _in_order(change: LevelChange) -> tuple[int, int, int]:
+    return change.epoch, change.host, change.at_ms
+
+
 def merge(reports: Sequence[EpochReport]) -> EpochReport:
     """One report of several sets' reports: rows by epoch, then host, then VM."""
     hosts = np.concatenate([report.hosts for report in reports])
     vms = np.concatenate([report.vms for report in reports])
     changes = [change for report in reports for change in report.level_changes]
-    changes.sort(key=lambda change: (change.epoch, change.host, change.at_ms))
+    changes.sort(key=_in_order)
     return EpochReport(
         hosts=hosts[np.lexsort((hosts["host"], hosts["epoch"]))],
         vms=vms[np.lexsort((vms["vm"], vms["host"], vms["epoch"]))],

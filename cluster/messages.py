@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hostsim.measure import CAUSES, HOST_ROW, LEVELS, VM_ROW, Rows
+from hostsim.rows import CAUSES, HOST_ROW, LEVELS, VM_ROW, Rows
 from hostsim.spec import VmSpec
 from hostsim.units import HostId, VmId
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from hostsim import allocate, contents, measure, tick
+from hostsim import allocate, contents, epochs, measure
 from hostsim.composition import Composition, class_base, compose
 from hostsim.config import Allocation, HostConfig, VmConfig
 from hostsim.contents import Ranges
@@ -28,9 +28,9 @@ from hostsim.load import (
     fill_vm,
     program_slots,
 )
-from hostsim.pace import STEP_MS_MIN
 from hostsim.program import from_workload
 from hostsim.replay import EVENT
+from hostsim.rows import Tables, tables_of
 from hostsim.spec import VmSpec
 from hostsim.state import (
     RESIDENT,
@@ -48,6 +48,11 @@ from hostsim.units import MIB, HostId, VmId, pages
 
 _ROWS = 8
 """Rows of a new host; doubled when they run out."""
+CHANGES = 256
+"""Level changes that one call writes down, at most: then comes another."""
+
+Place = tuple[int, int]
+"""A row, and how many rows later the one of the next epoch is."""
 
 
 @dataclass
@@ -197,14 +202,39 @@ class Host:
 
         (n, 4) int64: start of the step in ms, level before, level after, free slots that decided.
         """
-        steps_of_tick = 2 * self.tick_ms // STEP_MS_MIN + 1
-        changes = np.zeros((duration_ms // self.tick_ms * steps_of_tick, 4), np.int64)
-        n_changes = tick.advance(self.state, duration_ms, changes)
-        return changes[:n_changes]
+        return self._run(duration_ms, 0, tables_of(0, 0), (0, 0), (0, 0))
 
-    def measure(self) -> tuple[measure.Rows, measure.Rows]:
+    def run(self, n_epochs: int, epoch_ms: int, rows: Tables, at: Place, first: Place) -> Array:
+        """Run whole epochs and measure each; the first one begins now. Returns as `advance`.
+
+        rows: tables of HOST_ROW and VM_ROW, out. at: this host's row of the first epoch, and how
+        many rows an epoch has; first: the same for its VMs, in id order.
+        """
+        return self._run(n_epochs * epoch_ms, epoch_ms, rows, at, first)
+
+    def _run(self, duration_ms: int, epoch_ms: int, rows: Tables, at: Place, first: Place) -> Array:
+        (row, n_hosts), (vm_row, n_vms) = at, first
+        host_rows, vm_rows = rows
+        zeros = np.array(self.zero_pages(), np.int64)
+        now_ms = int(self.state.host["now_ms"][0])
+        end_ms = now_ms + duration_ms
+        found = [np.zeros((0, 4), np.int64)]
+        while now_ms < end_ms:
+            changes = np.empty((CHANGES, 4), np.int64)
+            where = (host_rows, row, n_hosts, vm_rows, vm_row, n_vms)
+            n = epochs.run(self.state, end_ms, changes, epoch_ms, zeros, *where)
+            found.append(changes[:n])
+            before_ms, now_ms = now_ms, int(self.state.host["now_ms"][0])
+            if epoch_ms > 0:  # the changes were full: rows of epochs that are over are
+                done = now_ms // epoch_ms - before_ms // epoch_ms
+                row, vm_row = row + done * n_hosts, vm_row + done * n_vms
+        return np.concatenate(found)
+
+    def measure(self) -> Tables:
         """Rows of this host and its VMs since the last measurement; see `measure.measure`."""
-        return measure.measure(self.state, self.zero_pages())
+        rows = tables_of(1, len(self.specs))
+        measure.measure_now(self.state, np.array(self.zero_pages(), np.int64), *rows)
+        return rows
 
     def zero_pages(self) -> list[int]:
         """Content indexes of the zero pages, one per salt group."""
@@ -315,6 +345,5 @@ def warm(note: Callable[[str], None]) -> None:
     )
     host.power_on(vm)
     host.advance(1000)
-    host.measure()
     host.reset(vm.vm)
     host.power_off(vm.vm)

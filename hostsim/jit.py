@@ -116,7 +116,7 @@ def small(function: Function) -> Function:
 
 def is_warm() -> bool:
     """Whether compiled kernels are on disk, so that the first tick will not compile."""
-    return any(CACHE_FOLDER.glob("tick.advance-*.nbi"))
+    return any(CACHE_FOLDER.glob("epochs.run-*.nbi"))
 
 
 class Arrays(types.Type):

@@ -1,232 +1,128 @@
-"""What a host reports of itself: one row of numbers per host and per VM, in unscaled pages.
+"""What a host reports of itself: a row of numbers, and one for each of its VMs, in unscaled pages.
 
 Reading a measurement ends a measuring interval: counters and time accounts start again at zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from hostsim import sample
-from hostsim.jit import kernel
+from hostsim.jit import i64, kernel
 from hostsim.share import shared_saved
-from hostsim.state import Array, HostState, alloc_of, count_vms
-
-CAUSES = (
-    "swap_in",
-    "guest_paging",
-    "cow",
-    "scan",
-    "blocked",
-    "migration",
-    "cpu",
-    "decompress",
-)
-"""Why a VM lost time (design section 5), in the order of every array of causes."""
-
-LEVELS = ("high", "soft", "hard", "low")
-"""Reclamation states [P 6.3], in the order of every array of levels."""
-
-HOST_ROW = np.dtype(
-    [
-        ("epoch", np.int64),
-        ("host", np.int64),
-        ("vms", np.int64),
-        # Memory at the end of the epoch, in pages (design section 4, accounting).
-        ("configured_pages", np.int64),
-        ("allocated_pages", np.int64),
-        ("consumed_pages", np.int64),
-        ("active_pages", np.int64),
-        ("shared_pages", np.int64),
-        ("shared_saved_pages", np.int64),
-        ("zero_saved_pages", np.int64),
-        ("ballooned_pages", np.int64),
-        ("swapped_pages", np.int64),
-        ("compressed_pages", np.int64),
-        ("untouched_pages", np.int64),
-        ("overhead_pages", np.int64),
-        ("free_pages", np.int64),
-        # Time in each reclamation state during the epoch, in milliseconds.
-        ("high_ms", np.int64),
-        ("soft_ms", np.int64),
-        ("hard_ms", np.int64),
-        ("low_ms", np.int64),
-        # CPU demand of the VMs over the epoch, in permille of the host's capacity.
-        ("cpu_demand_permille", np.int64),
-        # Events during the epoch, in pages.
-        ("zero_fills", np.int64),
-        ("scanned_pages", np.int64),
-        ("shares_made", np.int64),
-        ("stale_hints", np.int64),
-        ("cow_breaks", np.int64),
-        ("inflated_pages", np.int64),
-        ("deflated_pages", np.int64),
-        ("swap_out_pages", np.int64),
-        ("swap_in_pages", np.int64),
-        # Paged out without a write, and overwritten without having been read (config.Paging).
-        ("swap_dropped_pages", np.int64),
-        ("swap_skipped_pages", np.int64),
-        ("double_paging_pages", np.int64),
-        ("stale_read_pages", np.int64),
-        ("guest_paging_pages", np.int64),
-        ("stalled_touches", np.int64),
-        # First touches of sampled pages, in periods that ended; a page drawn twice counts twice.
-        ("minor_faults", np.int64),
-        ("transmitted_pages", np.int64),
-        ("copied_pages", np.int64),
-        ("remapped_pages", np.int64),
-    ]
-)
-"""One row per epoch and host."""
-
-VM_ROW = np.dtype(
-    [
-        ("epoch", np.int64),
-        ("host", np.int64),
-        ("vm", np.int64),
-        # During the epoch: powered-on time and time lost, in nanoseconds; touches done.
-        ("on_ns", np.int64),
-        ("lost_ns", np.int64, (len(CAUSES),)),
-        ("touches", np.int64),
-        ("work_left_ns", np.int64),
-        # At its end, in pages.
-        ("target_pages", np.int64),
-        ("allocated_pages", np.int64),
-        ("consumed_pages", np.int64),
-        ("active_pages", np.int64),
-        # The slow and the fast average alone, of which `active` is the maximum.
-        ("active_slow_pages", np.int64),
-        ("active_fast_pages", np.int64),
-        ("shared_pages", np.int64),
-        ("ballooned_pages", np.int64),
-        ("swapped_pages", np.int64),
-        ("untouched_pages", np.int64),
-        ("guest_swapped_pages", np.int64),
-    ]
-)
-"""One row per epoch and VM that was powered on in it."""
-
-Rows = npt.NDArray[Any]
-
-_EVENTS = {
-    "zero_fills": "zero_fills",
-    "scanned_pages": "scanned",
-    "shares_made": "shares_made",
-    "stale_hints": "stale_hints",
-    "cow_breaks": "cow_breaks",
-    "inflated_pages": "inflated",
-    "deflated_pages": "deflated",
-    "swap_out_pages": "swap_outs",
-    "swap_in_pages": "swap_ins",
-    "swap_dropped_pages": "swap_drops",
-    "swap_skipped_pages": "swap_skips",
-    "double_paging_pages": "double_pagings",
-    "stale_read_pages": "stale_reads",
-    "stalled_touches": "stalled_touches",
-    "transmitted_pages": "transmits",
-    "copied_pages": "copies",
-    "remapped_pages": "remaps",
-}
-"""Columns of HOST_ROW that are counters of the state, and their names there."""
-
-
-def _counts_pages(row: np.dtype[Any], also: Iterable[str]) -> npt.NDArray[np.bool_]:
-    """(n_int64,) bool: which numbers of a row count slots, so that a slot's k pages must show."""
-    also = set(also)
-    flags: list[bool] = []
-    for name in row.names or ():
-        flags += [name.endswith("_pages") or name in also] * (row[name].itemsize // 8)
-    return np.array(flags)
-
-
-_HOST_SCALES = _counts_pages(HOST_ROW, _EVENTS)
-_VM_SCALES = _counts_pages(VM_ROW, ["touches"])
+from hostsim.state import N_CAUSES, Array, HostState, alloc_of, count_vms
 
 
 @kernel
-def estimate_active(st: HostState, active: Array) -> None:
-    """Estimated active memory of each VM in id order, in pages; active (n,) int64, out."""
-    for i in range(count_vms(st)):
-        v = st.order[i]
-        active[i] = np.floor(sample.active_fraction(st, v) * (alloc_of(st, v) * st.host[0].sample))
+def measure(st: HostState, zeros: Array, row: Any, vm_rows: Array, first: int) -> None:
+    """Fill a HOST_ROW and, in id order from `first`, a VM_ROW for each VM; not their epochs.
 
-
-def measure(st: HostState, zeros: list[int]) -> tuple[Rows, Rows]:
-    """A (1,) HOST_ROW and an (n_vms,) VM_ROW in id order; epoch is left 0.
-
-    zeros: content indexes of the zero pages of all salt groups.
+    zeros: (n_salt_groups,) int64, content indexes of their zero pages.
 
     A slot stands for k pages, also where they share a frame: k contents, each in a frame of its
-    own. But there is one zero page, so its frame counts once; and what is shared with pages
-    outside the sample (the content after it) is in frames that those have.
+    own. But there is one zero page, so its frame counts once; and what is shared with pages outside
+    the sample (the content after it) is in frames that those have.
     """
-    n = count_vms(st)
-    rows = st.order[:n]
-    host, vms = np.zeros(1, HOST_ROW), np.zeros(n, VM_ROW)
-    # Plain arrays: a recarray looks every field up twice.
-    h, of = st.host.view(np.ndarray)[0], st.vms.view(np.ndarray)[rows]
-    k, saved = int(h["sample"]), int(shared_saved(st))
-    once = (k - 1) * sum(int(st.refs[zero]) > 0 for zero in zeros)
-    unreal = once + k * sum(int(st.refs[zero + 1]) > 0 for zero in zeros)
-    distinct = int(h["distinct"]) * k - unreal
-    sharers = max(int(of["shared"].sum()) * k, 1)
-    for name in ("ballooned", "swapped", "untouched", "shared"):
-        vms[f"{name}_pages"] = of[name]
-        host[f"{name}_pages"] = of[name].sum()
-    vms["vm"], vms["host"], host["host"], host["vms"] = of["vm"], h["host"], h["host"], n
-    vms["on_ns"], vms["touches"], vms["work_left_ns"] = of["on_ns"], of["touches"], of["backlog_ns"]
-    vms["lost_ns"] = st.lost[rows]
-    vms["target_pages"], vms["guest_swapped_pages"] = of["target"], of["guest_swapped"]
-    vms["allocated_pages"] = of["resident"] + of["shared"]
-    vms["consumed_pages"] = of["resident"]
-    host["configured_pages"] = of["size_slots"].sum()
-    host["allocated_pages"] = vms["allocated_pages"].sum()
-    host["consumed_pages"] = of["resident"].sum() + h["distinct"]
-    host["shared_saved_pages"] = saved
-    host["zero_saved_pages"] = sum(max(int(st.refs[zero]) - 1, 0) for zero in zeros)
-    host["overhead_pages"], host["free_pages"] = h["overhead"], h["free"]
-    for name, counter in _EVENTS.items():
-        host[name] = h[counter]
-    host["guest_paging_pages"] = h["guest_page_ins"] + h["guest_page_outs"]
-    host["minor_faults"] = h["minor_faults"]
-    for table, is_counted in ((host, _HOST_SCALES), (vms, _VM_SCALES)):
-        numbers = table.view(np.int64).reshape(len(table), len(is_counted))
-        numbers *= np.where(is_counted, k, 1)
-    vms["consumed_pages"] += of["shared"] * k * distinct // sharers
-    host["consumed_pages"] -= unreal
-    for name, pages in (("shared_saved", unreal), ("zero_saved", once), ("free", unreal)):
-        host[f"{name}_pages"] += pages
-    active = np.zeros(n, np.int64)
-    estimate_active(st, active)
-    vms["active_pages"], host["active_pages"] = active, active.sum()
-    for average in ("slow", "fast"):
-        vms[f"active_{average}_pages"] = of[average] * vms["allocated_pages"]
-    elapsed_ms = int(st.level_ms.sum())
-    host["cpu_demand_permille"] = h["cpu_demand_ms"] // max(h["cpus"] * elapsed_ms, 1)
-    for level, name in enumerate(LEVELS):
-        host[f"{name}_ms"] = st.level_ms[level]
-    _start_again(st)
-    return host, vms
+    host = st.host[0]
+    once, unreal, zero_saved = i64(0), i64(0), i64(0)
+    for zero in zeros:
+        once += (host.sample - 1) * (st.refs[zero] > 0)
+        unreal += host.sample * (st.refs[zero + 1] > 0)
+        zero_saved += max(st.refs[zero] - 1, 0)
+    unreal += once
+    measure_memory(st, row, vm_rows, first, host.distinct * host.sample - unreal)
+    row.shared_saved_pages = shared_saved(st) * host.sample + unreal
+    row.zero_saved_pages = zero_saved * host.sample + once
+    row.free_pages = host.free * host.sample + unreal
+    measure_time(st, row, vm_rows, first)
+    count_events(st, row)
 
 
-def _start_again(st: HostState) -> None:
-    """Begin a new measuring interval."""
-    host, vms = st.host.view(np.ndarray), st.vms.view(np.ndarray)
-    for counter in (
-        *_EVENTS.values(),
-        "guest_page_ins",
-        "guest_page_outs",
-        "minor_faults",
-        "cpu_demand_ms",
-    ):
-        host[counter] = 0
-    for counter in ("cow_reuses", "pops", "shared_before_swap", "guest_refusals"):
-        host[counter] = 0
+@kernel
+def measure_memory(st: HostState, row: Any, vm_rows: Array, first: int, distinct: int) -> None:
+    """Pages by state, of each VM and in all. distinct: shared frames, in pages."""
+    host, n = st.host[0], count_vms(st)
+    k = host.sample
+    sharers = i64(0)
+    for i in range(n):
+        sharers += st.vms[st.order[i]].shared * k
+    row.host, row.vms = host.host, n
+    row.overhead_pages = host.overhead * k
+    row.configured_pages = row.allocated_pages = row.active_pages = row.shared_pages = 0
+    row.ballooned_pages = row.swapped_pages = row.untouched_pages = row.compressed_pages = 0
+    row.consumed_pages = distinct
+    for i in range(n):
+        v = st.order[i]
+        vm, to = st.vms[v], vm_rows[first + i]
+        to.host, to.vm = host.host, vm.vm
+        to.target_pages, to.guest_swapped_pages = vm.target * k, vm.guest_swapped * k
+        to.allocated_pages, to.shared_pages = alloc_of(st, v) * k, vm.shared * k
+        to.consumed_pages = vm.resident * k + vm.shared * k * distinct // max(sharers, 1)
+        to.active_pages = i64(np.floor(sample.active_fraction(st, v) * to.allocated_pages))
+        to.active_slow_pages = i64(vm.slow * to.allocated_pages)
+        to.active_fast_pages = i64(vm.fast * to.allocated_pages)
+        to.ballooned_pages, to.swapped_pages = vm.ballooned * k, vm.swapped * k
+        to.untouched_pages = vm.untouched * k
+        row.configured_pages += vm.size_slots * k
+        row.allocated_pages += to.allocated_pages
+        row.consumed_pages += vm.resident * k
+        row.active_pages += to.active_pages
+        row.shared_pages += to.shared_pages
+        row.ballooned_pages += to.ballooned_pages
+        row.swapped_pages += to.swapped_pages
+        row.untouched_pages += to.untouched_pages
+
+
+@kernel
+def measure_time(st: HostState, row: Any, vm_rows: Array, first: int) -> None:
+    """Time by reclamation state, CPU demand, and time that VMs were on and lost."""
+    host = st.host[0]
+    elapsed_ms = st.level_ms[0] + st.level_ms[1] + st.level_ms[2] + st.level_ms[3]
+    row.cpu_demand_permille = host.cpu_demand_ms // max(host.cpus * elapsed_ms, 1)
+    row.high_ms, row.soft_ms = st.level_ms[0], st.level_ms[1]
+    row.hard_ms, row.low_ms = st.level_ms[2], st.level_ms[3]
+    host.cpu_demand_ms = 0
     st.level_ms[:] = 0
-    st.lost[:] = 0
-    vms["on_ns"] = 0
-    vms["touches"] = 0
+    for i in range(count_vms(st)):
+        v = st.order[i]
+        vm, to = st.vms[v], vm_rows[first + i]
+        to.on_ns, to.touches, to.work_left_ns = vm.on_ns, vm.touches * host.sample, vm.backlog_ns
+        vm.on_ns = vm.touches = 0
+        for cause in range(N_CAUSES):
+            to.lost_ns[cause] = st.lost[v, cause]
+            st.lost[v, cause] = 0
+
+
+@kernel
+def count_events(st: HostState, row: Any) -> None:
+    """Events since the last measurement, in pages."""
+    host = st.host[0]
+    k = host.sample
+    row.zero_fills, row.scanned_pages = host.zero_fills * k, host.scanned * k
+    row.shares_made, row.stale_hints = host.shares_made * k, host.stale_hints * k
+    row.cow_breaks = host.cow_breaks * k
+    row.inflated_pages, row.deflated_pages = host.inflated * k, host.deflated * k
+    row.swap_out_pages, row.swap_in_pages = host.swap_outs * k, host.swap_ins * k
+    row.swap_dropped_pages, row.swap_skipped_pages = host.swap_drops * k, host.swap_skips * k
+    row.double_paging_pages = host.double_pagings * k
+    row.stale_read_pages = host.stale_reads * k
+    row.guest_paging_pages = (host.guest_page_ins + host.guest_page_outs) * k
+    row.stalled_touches = host.stalled_touches * k
+    row.minor_faults = host.minor_faults
+    row.transmitted_pages, row.copied_pages = host.transmits * k, host.copies * k
+    row.remapped_pages = host.remaps * k
+    host.zero_fills = host.scanned = host.shares_made = host.stale_hints = 0
+    host.cow_breaks = host.cow_reuses = host.inflated = host.deflated = host.pops = 0
+    host.swap_outs = host.swap_ins = host.swap_drops = host.swap_skips = 0
+    host.double_pagings = host.shared_before_swap = host.stale_reads = 0
+    host.guest_page_ins = host.guest_page_outs = host.guest_refusals = 0
+    host.stalled_touches = host.minor_faults = 0
+    host.transmits = host.copies = host.remaps = 0
+
+
+@kernel
+def measure_now(st: HostState, zeros: Array, rows: Array, vm_rows: Array) -> None:
+    """As `measure`, from the first row of each table."""
+    measure(st, zeros, rows[0], vm_rows, 0)

@@ -12,7 +12,6 @@ from hostsim.state import (
     HIGH,
     MILLIONTHS,
     SOFT,
-    Array,
     HostState,
     alloc_of,
     count_vms,
@@ -65,26 +64,6 @@ def begin(st: HostState) -> None:
 def key_of(start_ms: int, tick_ms: int) -> int:
     """Key of the random streams of a step: its start in ticks, and what lies between two ticks."""
     return start_ms // tick_ms + (start_ms % tick_ms << PART_BITS)
-
-
-@kernel
-def advance(st: HostState, duration_ms: int, changes: Array) -> int:
-    """Run steps for `duration_ms`. Returns how many level changes were written to `changes`.
-
-    changes: (n, 4) int64, out: start of the step in ms, level before, level after, free slots.
-    """
-    n_changes = 0
-    end_ms = st.host[0].now_ms + duration_ms
-    while st.host[0].now_ms < end_ms:
-        before = st.host[0].level
-        step(st)
-        if st.host[0].level != before:
-            changes[n_changes, 0] = st.host[0].now_ms - st.host[0].dt_ms
-            changes[n_changes, 1] = before
-            changes[n_changes, 2] = st.host[0].level
-            changes[n_changes, 3] = st.host[0].level_free
-            n_changes += 1
-    return n_changes
 
 
 @kernel

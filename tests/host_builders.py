@@ -25,8 +25,8 @@ from hostsim import invariants, snapshot
 from hostsim.config import Disk, HostConfig, VmConfig
 from hostsim.guest_config import ContentMix, ContentTable, GuestImage, Phase, Workload
 from hostsim.host import Host
-from hostsim.measure import CAUSES
 from hostsim.program import KEEP, LOCALITIES, ROW, Rows, from_workload
+from hostsim.rows import CAUSES
 from hostsim.spec import VmSpec
 from hostsim.state import STATE, Array, HostState, count_vms
 from hostsim.units import MIB, PAGE_SIZE, HostId, VmId, pages

@@ -23,7 +23,7 @@ from naive_state import Annotation, Copied, Esx, Use, Vm
 from hostsim import contents, sample
 from hostsim.contents import Key, keys_of
 from hostsim.host import Host
-from hostsim.measure import CAUSES
+from hostsim.rows import CAUSES
 from hostsim.state import (
     ACCESSED,
     HINT,

@@ -1,4 +1,4 @@
-"""What the literal twin reports of itself: the rows of hostsim.measure, counted page by page.
+"""What the literal twin reports of itself: the rows of hostsim.rows, counted page by page.
 
 Amounts are in pages, so a slot counts for all pages that it stands for. Reading a measurement ends
 a measuring interval: events and time accounts start again at zero.

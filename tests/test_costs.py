@@ -34,7 +34,7 @@ from cluster.aggregate import SLOWDOWN_MAX, slowdowns
 from hostsim import balloon, fault, guest, swap
 from hostsim.config import Disk
 from hostsim.host import Host
-from hostsim.measure import CAUSES
+from hostsim.rows import CAUSES
 from hostsim.state import BALLOONED, GUEST_PAGING
 from hostsim.units import MIB
 

@@ -23,7 +23,7 @@ from host_builders import (
 
 from hostsim.guest_config import ContentMix, ContentTable
 from hostsim.host import Host
-from hostsim.measure import CAUSES, LEVELS, Rows
+from hostsim.rows import CAUSES, LEVELS, Rows
 from hostsim.units import MIB, PAGE_SIZE, VmId
 
 EVENTS = (

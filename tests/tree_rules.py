@@ -15,7 +15,7 @@ PACKAGES = ("hostsim", "cluster", "cluster.reproduction")
 
 LAYERS = [
     # One host. Policies and mechanisms over its state, the pipeline, the façade, then its bytes.
-    "hostsim.units hostsim.dispatch",
+    "hostsim.units hostsim.dispatch hostsim.rows",
     "hostsim.jit",
     "hostsim.rng hostsim.config",
     "hostsim.guest_config",
@@ -32,6 +32,7 @@ LAYERS = [
     "hostsim.workload",
     "hostsim.pace",
     "hostsim.tick",
+    "hostsim.epochs",
     "hostsim.host",
     "hostsim.snapshot",
     "hostsim.image",
