@@ -2,21 +2,21 @@
 
 The scenario's tick is the longest step. A step is shorter where a whole one would decide too late:
 guests must not use up, within one, what is free above the next reclamation threshold; a program
-that moves on is seen when it does; balloons under pressure and sampling keep their periods. It is
-a function of the host's own state alone, so it depends neither on packing nor on the wall clock.
+that moves on is seen when it does; balloons under pressure keep their periods, and so does sampling
+where no closed form says what it would find. It is a function of the host's own state alone, so it
+depends neither on packing nor on the wall clock.
 """
 
 from __future__ import annotations
 
+from hostsim import closed_form
+from hostsim.closed_form import STEP_MS_PAGING
 from hostsim.jit import i64, kernel, small
 from hostsim.state import DRIVER_PRESENT, HIGH, LOW, HostState, alloc_of, count_vms
 from hostsim.workload import row_at
 
 STEP_MS_MIN = 10
 """No step is made shorter than this."""
-STEP_MS_PAGING = 1000
-"""Longest step while the host pages. No step is shorter for any other reason than memory in reach
-of the next threshold."""
 
 
 @small
@@ -71,7 +71,7 @@ def reaction_ms(st: HostState, v: int) -> int:
     vm = st.vms[v]
     if vm.ballooned != vm.balloon_target and vm.driver == DRIVER_PRESENT and vm.booted == 1:
         return host.balloon_poll_ms
-    if vm.target < vm.limit or vm.ballooned > 0:
+    if (vm.target < vm.limit or vm.ballooned > 0) and not closed_form.goes_long(st):
         return host.balance_ms // 3
     return host.tick_ms
 
@@ -84,7 +84,8 @@ def pace_ms(st: HostState) -> int:
     step after a busy one proves little.
     """
     host = st.host[0]
-    longest = min(host.tick_ms, 2 * host.pace_ms, max(host.sample_ms // 2, STEP_MS_PAGING))
+    longest = min(host.tick_ms, 2 * host.pace_ms)
+    goes_long = closed_form.goes_long(st)
     rate = i64(0)
     if host.level != HIGH:
         longest = min(longest, STEP_MS_PAGING)
@@ -93,15 +94,19 @@ def pace_ms(st: HostState) -> int:
         vm = st.vms[v]
         longest = min(longest, max(reaction_ms(st, v), STEP_MS_PAGING))
         if vm.booted == 0:
+            goes_long = False
             rate += boot_rate(st, v)
             until_ms = (vm.boot_end_ns - vm.clock_ns) // 1_000_000
         else:
             before = vm.row
             at_ms = row_at(st, v, host.now_ms)
+            goes_long = goes_long and closed_form.is_alike(st, v)
             rate += program_rate(st, v, vm.row != before)
             until_ms = st.programs[vm.program + vm.row].until_ms - at_ms
         if until_ms > 0:
             longest = min(longest, max(until_ms, STEP_MS_PAGING))
+    if not goes_long:
+        longest = min(longest, closed_form.exposure_ms(st))
     rate = max(rate, host.intake)
     if rate > 0:
         longest = min(longest, max(room(st) * 1_000_000 // (2 * rate), STEP_MS_MIN))

@@ -16,7 +16,7 @@ TOUCH, SCAN, SWAP, ORDER, GUEST, SAMPLE, DEFLATE, TRANSMIT, REMAP, POOL, SLOTS =
 _WEYL = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
-_30, _27, _31, _32 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(32)
+_30, _27, _31, _32, _11 = map(np.uint64, (30, 27, 31, 32, 11))
 
 
 @small
@@ -49,3 +49,9 @@ def below(key: np.uint64, index: int, bound: int) -> int:
     Multiply-shift of the upper 32 bits; the bias is below bound / 2**32.
     """
     return i64(((word(key, index) >> _32) * np.uint64(bound)) >> _32)
+
+
+@small
+def unit(word: np.uint64) -> float:
+    """Uniform in [0, 1) from a draw, 53 bits."""
+    return np.float64(word >> _11) * 2.0**-53

@@ -5,11 +5,13 @@ accessed bits cleared); at its end the fraction touched since is one sample. A s
 not in memory counts as not touched. Periods count the VM's own time: a VM that does not run is not
 sampled. The estimate is the maximum of a slow and a fast moving average and of the fast one updated
 with the running period, so that it rises within seconds and falls slowly.
+
+A step longer than half a period draws what its periods find from their distribution.
 """
 
 from __future__ import annotations
 
-from hostsim import rng
+from hostsim import closed_form, rng
 from hostsim.jit import i64, kernel
 from hostsim.ranks import BLOCK, IN_MEMORY, count, place_in
 from hostsim.state import ACCESSED, RESIDENT, SHARED, STATE, Array, HostState, alloc_of, count_vms
@@ -51,9 +53,15 @@ def _finish_period(st: HostState, v: int) -> None:
     vm = st.vms[v]
     if vm.samples == 0:
         return
-    touched = touched_samples(st, v)
-    st.host[0].minor_faults += touched
-    fraction = touched / vm.samples
+    _enter(st, v, touched_samples(st, v))
+
+
+@kernel
+def _enter(st: HostState, v: int, touched: int) -> None:
+    """A period's samples that were touched enter both averages; the first period starts them."""
+    host, vm = st.host[0], st.vms[v]
+    host.minor_faults += touched
+    fraction = touched / host.sample_pages
     if vm.periods == 0:
         vm.slow = fraction
         vm.fast = fraction
@@ -61,6 +69,19 @@ def _finish_period(st: HostState, v: int) -> None:
         vm.slow += SLOW_GAIN * (fraction - vm.slow)
         vm.fast += FAST_GAIN * (fraction - vm.fast)
     vm.periods += 1
+
+
+@kernel
+def _draw_periods(st: HostState, v: int, n: int) -> None:
+    """What `n` periods find that lie within one long step. None is running after it."""
+    vm = st.vms[v]
+    vm.samples = 0
+    if n == 0:
+        return
+    key = rng.stream(st.host[0].seed, rng.SAMPLE, vm.vm, st.host[0].tick)
+    part = closed_form.touched_part(st, v)
+    for period in range(n):
+        _enter(st, v, closed_form.touched_samples(st, key, period, part))
 
 
 @kernel
@@ -111,10 +132,14 @@ def _draw(st: HostState, v: int) -> None:
 def run(st: HostState) -> None:
     """Turn the page for every VM whose sampling period has ended."""
     period_ns = st.host[0].sample_ms * 1_000_000
+    is_long = st.host[0].dt_ms > closed_form.exposure_ms(st)
     for i in range(count_vms(st)):
         v = st.order[i]
         vm = st.vms[v]
-        if vm.clock_ns - vm.period_start_ns >= period_ns:
+        n = (vm.clock_ns - vm.period_start_ns) // period_ns
+        if is_long:
+            _draw_periods(st, v, n)
+        elif n > 0:
             _finish_period(st, v)
             _draw(st, v)
-            vm.period_start_ns = vm.clock_ns - (vm.clock_ns - vm.period_start_ns) % period_ns
+        vm.period_start_ns += n * period_ns

@@ -18,10 +18,8 @@ from hostsim.state import HostState
 
 _LOW_32 = np.uint64(0xFFFFFFFF)
 _SHIFT_32 = np.uint64(32)
-_SHIFT_11 = np.uint64(11)
 _WEYL = np.uint64(0x9E3779B97F4A7C15)
 _PERMILLE = np.uint64(1000)
-_UNIT = 2.0**-53
 
 
 @small
@@ -61,12 +59,6 @@ def is_write_of(word: np.uint64, writes: int) -> int:
 def place_of(word: np.uint64, n: int) -> int:
     """One of `n` places, uniform, from the high half of a touch's word."""
     return i64(((word >> _SHIFT_32) * np.uint64(n)) >> _SHIFT_32)
-
-
-@small
-def unit_of(word: np.uint64) -> float:
-    """Uniform in [0, 1), 53 bits."""
-    return np.float64(word >> _SHIFT_11) * _UNIT
 
 
 @kernel
@@ -150,13 +142,13 @@ def touch_uniform(st: HostState, v: int, done: int, n: int, touch_ns: int, write
         loud = by_any + np.float64(writes * st.n_heard[WRITE])
         quiet = most
         if loud > 0.0:
-            first = unit_of(rng.mix(key + draw * _WEYL))
+            first = rng.unit(rng.mix(key + draw * _WEYL))
             quiet = quiet_before(st, (total - loud) / total, first, most)
         done += quiet
         vm.left_ns -= quiet * touch_ns
         if quiet == most:
             return done
-        second = unit_of(rng.mix(key + (draw + np.uint64(1)) * _WEYL))
+        second = rng.unit(rng.mix(key + (draw + np.uint64(1)) * _WEYL))
         third = rng.mix(key + (draw + np.uint64(2)) * _WEYL)
         draw += np.uint64(3)
         which = ANY if second * loud < by_any else WRITE

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import naive_closed_form as closed_form
 import naive_guest as guests
 import naive_pace
 import naive_pages as pages
@@ -227,20 +228,29 @@ def active_fraction(vm: Vm) -> Fraction:
 
 
 def sample(esx: Esx) -> None:
+    """A period ends, and another begins; or several end that lay within one long step."""
     period_ns = esx.config.sampling.period * workload.MS
     for vm in esx.on():
-        elapsed_ns = vm.clock_ns - vm.period_start_ns
-        if elapsed_ns < period_ns:
-            continue
-        if vm.sampled:
-            now = fraction_touched(vm)
-            esx.events["minor_faults"] += int(now * len(vm.sampled))
-            first = vm.periods == 0
-            vm.slow = now if first else (1 - SLOW_GAIN) * vm.slow + SLOW_GAIN * now
-            vm.fast = now if first else (1 - FAST_GAIN) * vm.fast + FAST_GAIN * now
-            vm.periods += 1
-        draw_sample(esx, vm)
-        vm.period_start_ns = vm.clock_ns - elapsed_ns % period_ns
+        n, rest_ns = divmod(vm.clock_ns - vm.period_start_ns, period_ns)
+        if esx.dt_ms > naive_pace.exposure_ms(esx):
+            vm.sampled = []
+            for touched in closed_form.touched_samples(esx, vm, n):
+                enter(esx, vm, touched)
+        elif n > 0:
+            if vm.sampled:
+                enter(esx, vm, int(fraction_touched(vm) * len(vm.sampled)))
+            draw_sample(esx, vm)
+        vm.period_start_ns = vm.clock_ns - rest_ns
+
+
+def enter(esx: Esx, vm: Vm, touched: int) -> None:
+    """What a period found goes into both averages."""
+    now = Fraction(touched, esx.config.sampling.pages)
+    esx.events["minor_faults"] += touched
+    first = vm.periods == 0
+    vm.slow = now if first else (1 - SLOW_GAIN) * vm.slow + SLOW_GAIN * now
+    vm.fast = now if first else (1 - FAST_GAIN) * vm.fast + FAST_GAIN * now
+    vm.periods += 1
 
 
 def draw_sample(esx: Esx, vm: Vm) -> None:

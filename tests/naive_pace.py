@@ -11,7 +11,9 @@ SHORTEST_MS, PAGING_MS = 10, 1000
 
 def pace_ms(esx: Esx) -> int:
     """The longest step that may be made now."""
-    bounds = [esx.tick_ms, 2 * esx.pace_ms, max(esx.config.sampling.period // 2, PAGING_MS)]
+    bounds = [esx.tick_ms, 2 * esx.pace_ms]
+    if not goes_long(esx) or not all(is_alike(esx, vm) for vm in esx.on()):
+        bounds.append(exposure_ms(esx))
     if esx.level != HIGH:
         bounds.append(PAGING_MS)
     for vm in esx.on():
@@ -23,6 +25,23 @@ def pace_ms(esx: Esx) -> int:
     if rate > 0:
         bounds.append(max(room(esx) * 1_000_000 // (2 * rate), SHORTEST_MS))
     return min(bounds)
+
+
+def exposure_ms(esx: Esx) -> int:
+    """The longest step after which a running sample tells what it should."""
+    return max(esx.config.sampling.period // 2, PAGING_MS)
+
+
+def goes_long(esx: Esx) -> bool:
+    return esx.level == HIGH and esx.tick_ms >= 2 * esx.config.sampling.period
+
+
+def is_alike(esx: Esx, vm: Vm) -> bool:
+    """Whether its guest is as likely to touch any page of its active set as any other."""
+    if not vm.guest.booted or vm.replay:
+        return False
+    row = row_at(vm, esx.now_ms)
+    return row.locality == "uniform" and row.data <= row.active
 
 
 def part_ms(rest_ms: int, pace: int) -> int:
@@ -38,7 +57,7 @@ def reaction_ms(esx: Esx, vm: Vm) -> int:
     balloon = vm.count(Annotation.BALLOONED)
     if vm.has_driver and vm.guest.booted and balloon != vm.balloon_target:
         return esx.config.balloon.poll
-    if vm.target < vm.limit or balloon > 0:
+    if (vm.target < vm.limit or balloon > 0) and not goes_long(esx):
         return esx.config.allocation.balance_period // 3
     return esx.tick_ms
 

@@ -86,7 +86,7 @@ def test_a_cache_is_warm_once_the_pipeline_is_in_it(
     crowded_host(vms=()).advance(SECOND)
     assert jit.is_warm()
     files = sorted(jit.CACHE_FOLDER.glob("*.nbi"))
-    pipeline = [path for path in files if "advance" in path.name]
+    pipeline = [path for path in files if path.name.startswith("epochs.run-")]
     assert len(pipeline) == 1 and len(files) > 1
     monkeypatch.setattr(jit, "CACHE_FOLDER", tmp_path)
     assert not jit.is_warm()
@@ -145,8 +145,8 @@ import numba
 from crowded_hosts import crowded_host
 from host_builders import counter
 from hostsim import snapshot
-from hostsim.tick import advance
-assert numba.config.DISABLE_JIT and not hasattr(advance, "py_func")
+from hostsim.epochs import run
+assert numba.config.DISABLE_JIT and not hasattr(run, "py_func")
 host = crowded_host(frames=200, vms=(1, 2))
 host.advance(int(sys.argv[2]))
 print(snapshot.digest(host), counter(host, "swap_ins"))

@@ -22,6 +22,7 @@ LAYERS = [
     "hostsim.program hostsim.replay",
     "hostsim.spec hostsim.state",
     "hostsim.ranks hostsim.frames",
+    "hostsim.closed_form",
     "hostsim.composition hostsim.allocate hostsim.reclaim hostsim.sample hostsim.share"
     " hostsim.remap hostsim.invariants",
     "hostsim.fault hostsim.contents hostsim.load hostsim.measure hostsim.packing",
