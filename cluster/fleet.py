@@ -7,8 +7,9 @@ on its hosts and their orders alone, so it does not matter how hosts are spread 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from cluster.population import HostSpec
 from hostsim import invariants, snapshot
 from hostsim.host import Host, Place
 from hostsim.rows import Tables, tables_of
+from hostsim.spec import VmSpec
 from hostsim.units import HostId
 
 
@@ -40,6 +42,26 @@ class Fleet(Protocol):
 
     def close(self) -> None:
         """Let go of processes and memory."""
+
+
+class PowersOn(NamedTuple):
+    """VMs that start on a host one after the other, with no other order to it between them."""
+
+    host: HostId
+    vms: tuple[VmSpec, ...]
+
+
+def _together(orders: Sequence[Order]) -> Iterator[Order | PowersOn]:
+    """Orders by host, each host's in their order, with starts in a row made one."""
+    by_host: dict[HostId, list[Order]] = {}
+    for order in orders:
+        by_host.setdefault(order.host, []).append(order)
+    for host, its in by_host.items():
+        for starts, some in groupby(its, lambda order: isinstance(order, PowerOn)):
+            if starts:
+                yield PowersOn(host, tuple(o.vm for o in some if isinstance(o, PowerOn)))
+            else:
+                yield from some
 
 
 class HostSet:
@@ -67,7 +89,7 @@ class HostSet:
         Raises BrokenInvariantError when checking is on and a truth of the memory manager fails.
         """
         started = time.process_time()
-        for order in orders:
+        for order in _together(orders):
             self._obey(order)
         n_vms = np.cumsum([0, *(len(host.specs) for host in self._hosts.values())]).tolist()
         rows = tables_of(n_epochs * len(self._hosts), n_epochs * n_vms[-1])
@@ -91,11 +113,11 @@ class HostSet:
         """Digest of every host's state."""
         return {host_id: snapshot.digest(host) for host_id, host in self._hosts.items()}
 
-    def _obey(self, order: Order) -> None:
+    def _obey(self, order: Order | PowersOn) -> None:
         host = self._hosts[order.host]
         match order:
-            case PowerOn():
-                host.power_on(order.vm)
+            case PowersOn():
+                host.power_on(*order.vms)
             case PowerOff():
                 host.power_off(order.vm)
             case Reset():

@@ -6,13 +6,13 @@ what its VMs were promised (`specs`); all behaviour is in the modules that it ca
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from hostsim import allocate, contents, epochs, measure
-from hostsim.composition import Composition, class_base, compose
+from hostsim import allocate, contents, epochs, measure, tenancy
+from hostsim.composition import compose
 from hostsim.config import Allocation, HostConfig, VmConfig
 from hostsim.contents import Ranges
 from hostsim.fault import leave_memory
@@ -25,24 +25,19 @@ from hostsim.load import (
     fill_bounds,
     fill_host,
     fill_tax,
-    fill_vm,
-    program_slots,
 )
 from hostsim.program import from_workload
-from hostsim.replay import EVENT
 from hostsim.rows import Tables, tables_of
 from hostsim.spec import VmSpec
 from hostsim.state import (
     RESIDENT,
     SHARED,
     UNTOUCHED,
-    VM,
     Array,
     HostState,
     count_vms,
     empty,
     state_of,
-    window_space,
 )
 from hostsim.units import MIB, HostId, VmId, pages
 
@@ -78,9 +73,10 @@ class Host:
 
     # Powering on and off
 
-    def why_refused(self, vm: VmSpec) -> str | None:
+    def why_refused(self, vm: VmSpec, beside: Sequence[VmSpec] = ()) -> str | None:
         """Admission control: the reason to refuse `vm` beside the other VMs, or None."""
         others = [other.config for key, other in self.specs.items() if key != vm.vm]
+        others += [other.config for other in beside]
         return allocate.refuse_power_on(
             memory=self.config.memory - self.config.reserve,
             reserved=sum(other.reservation + other.overhead for other in others),
@@ -91,37 +87,39 @@ class Host:
             overhead=vm.config.overhead,
         )
 
-    def power_on(self, vm: VmSpec) -> None:
-        """Start a VM; it boots once its overhead memory is free.
+    def power_on(self, *vms: VmSpec) -> None:
+        """Start VMs, in order; each boots once its overhead memory is free.
 
-        Raises ValueError, and changes nothing, when admission control refuses it, when it is on
+        Raises ValueError, and changes nothing, when admission control refuses one, when it is on
         already, or when it has too few pages for what it replays.
         """
-        if vm.vm in self.specs:
-            raise ValueError(f"VM {vm.vm} is already on host {self.host}")
-        reason = self.why_refused(vm)
-        if reason is not None:
-            raise ValueError(f"host {self.host} refuses VM {vm.vm}: {reason}")
-        filled = np.zeros(1, VM).view(np.recarray)
-        fill_vm(filled[0], vm, compose(vm.image, self.seed, self.sample), self.state.host[0])
-        self.specs[vm.vm] = vm
-        v = self._free_row()
-        pattern, composition = self._pattern(vm.image)
-        self.state.vms[v] = filled[0]
-        row = self.state.vms[v]
-        row.pattern = pattern
-        row.salt = vm.vm + 1 if self.config.sharing.salting == "vm" else 0
-        row.image_family, row.app_family = vm.image_range, vm.application_range
-        if vm.application_range == 0:  # no group: its application contents are the image's own
-            row.app_family = -1 - vm.image_range
-        kernel_slots, footprint = int(row.kernel), int(row.footprint)
-        self.state.class_base[v] = class_base(composition, kernel_slots, footprint)
-        lengths = content_lengths(row, vm, composition)
-        self._append(v, vm)
-        keys = contents.keys_of(row)
-        wanted = dict(zip(keys, contents.lengths_of(lengths), strict=True))
-        self._change_ranges(contents.acquire(self.ranges, wanted))
-        self.state.content[row.base_slot : row.base_slot + row.size_slots] = row.zero
+        for at, vm in enumerate(vms):
+            if vm.vm in self.specs or vm.vm in [other.vm for other in vms[:at]]:
+                raise ValueError(f"VM {vm.vm} is already on host {self.host}")
+            reason = self.why_refused(vm, vms[:at])
+            if reason is not None:
+                raise ValueError(f"host {self.host} refuses VM {vm.vm}: {reason}")
+        layouts = [compose(vm.image, self.seed, self.sample) for vm in vms]
+        salted = self.config.sharing.salting == "vm"
+        rows = [
+            tenancy.filled(vm, layout, self.state.host[0], vm.vm + 1 if salted else 0)
+            for vm, layout in zip(vms, layouts, strict=True)
+        ]
+        self._know_images(vms)
+        ranges = self.ranges
+        for vm, row, layout in zip(vms, rows, layouts, strict=True):
+            row.pattern = self.images.index(vm.image)
+            lengths = contents.lengths_of(content_lengths(row, vm, layout))
+            keys = contents.keys_of(row)
+            ranges = contents.acquire(ranges, dict(zip(keys, lengths, strict=True)))
+        n_slots = len(self.state.page)
+        self.state = tenancy.let_in(self.state, vms, rows, layouts)
+        self.specs |= {vm.vm: vm for vm in vms}
+        self._change_ranges(ranges)
+        for row in rows:
+            zero = ranges[contents.keys_of(row)[contents.ZERO_RANGE]].base
+            self.state.content[n_slots : n_slots + row.size_slots] = zero
+            n_slots += row.size_slots
         self._reorder()
 
     def power_off(self, vm: VmId) -> None:
@@ -132,25 +130,8 @@ class Host:
         self.state.host[0].free += row.overhead
         self.state.host[0].highmem_free += row.overhead_highmem
         self.state.host[0].overhead -= row.overhead
-        base, size = int(row.base_slot), int(row.size_slots)
-        first, length = int(row.program), int(row.program_len)
-        first_event, n_events = int(row.replay), int(row.replay_len)
         keys = contents.keys_of(row)
-        self.state.vms[v] = np.zeros(1, VM)[0]
-        self.state.vms["vm"][v] = -1
-        self.state.lost[v] = self.state.debts[v] = 0
-        cut = np.s_[base : base + size]
-        self.state = replace(
-            self.state,
-            page=np.delete(self.state.page, cut),
-            content=np.delete(self.state.content, cut),
-            programs=np.delete(self.state.programs, np.s_[first : first + length]),
-            replay=np.delete(self.state.replay, np.s_[first_event : first_event + n_events]),
-        )
-        vms = self.state.vms
-        vms["base_slot"][vms["base_slot"] > base] -= size
-        vms["program"][vms["program"] > first] -= length
-        vms["replay"][vms["replay"] > first_event] -= n_events
+        self.state = tenancy.let_out(self.state, v)
         del self.specs[vm]
         self._change_ranges(contents.release(self.ranges, keys))
         self._reorder()
@@ -254,59 +235,23 @@ class Host:
             raise ValueError(f"VM {vm} is not on host {self.host}")
         return int(rows[0])
 
-    def _free_row(self) -> int:
-        free = np.flatnonzero(self.state.vms["vm"] == -1)
-        if len(free):
-            return int(free[0])
-        st, n = self.state, len(self.state.vms)
-        more = empty(n, st.sampled.shape[1])
-        per_row = ("vms", "order", "lost", "debts", "sampled", "class_base")
-        grown = {name: np.concatenate([getattr(st, name), getattr(more, name)]) for name in per_row}
-        grown["scratch"] = np.concatenate([st.scratch, more.scratch], axis=1)
-        grown["active"] = np.concatenate([st.active, more.active])
-        self.state = replace(st, **grown)
-        return n
-
-    def _pattern(self, image: GuestImage) -> tuple[int, Composition]:
-        """Index of the image's pattern in the state, laid out when it is first seen."""
-        composition = compose(image, self.seed, self.sample)
-        if image not in self.images:
-            self.images.append(image)
-            st = self.state
-            self.state = replace(
-                st,
-                kinds=np.concatenate([st.kinds, composition.kinds[None]]),
-                ranks=np.concatenate([st.ranks, composition.ranks[None]]),
-                class_counts=np.concatenate([st.class_counts, composition.class_counts[None]]),
-                periods=np.concatenate([st.periods, composition.periods[None]]),
-            )
-        return self.images.index(image), composition
-
-    def _append(self, v: int, vm: VmSpec) -> None:
-        st = self.state
-        row, n = st.vms[v], int(st.vms[v].size_slots)
-        row.base_slot, row.program = len(st.page), len(st.programs)
-        row.program_len = len(vm.program)
-        programs = np.concatenate([st.programs, program_slots(vm.program, self.sample)])
-        row.replay = len(st.replay) if vm.replay is not None else 0
-        replayed = vm.replay.events if vm.replay is not None else np.zeros(0, EVENT)
-        self.state = replace(
-            st,
-            page=np.concatenate([st.page, np.zeros(n, np.uint8)]),
-            content=np.concatenate([st.content, np.zeros(n, np.uint32)]),
-            programs=programs,
-            replay=np.concatenate([st.replay, replayed]),
-            **window_space(max(n, len(st.loud))),
-        )
+    def _know_images(self, vms: Sequence[VmSpec]) -> None:
+        """Images that are seen for the first time are laid out in the state."""
+        known = len(self.images)
+        for vm in vms:
+            if vm.image not in self.images:
+                self.images.append(vm.image)
+        layouts = [compose(image, self.seed, self.sample) for image in self.images[known:]]
+        self.state = tenancy.with_patterns(self.state, layouts)
 
     def _change_ranges(self, ranges: Ranges) -> None:
         self.state = contents.move(self.state, self.ranges, ranges)
         self.ranges = ranges
-        for v in np.flatnonzero(self.state.vms["vm"] >= 0):
-            row = self.state.vms[v]
-            row.zero, row.image_base, row.app_base, row.dup_base = (
-                ranges[key].base for key in contents.keys_of(row)
-            )
+        vms = self.state.vms.view(np.ndarray)
+        for v in np.flatnonzero(vms["vm"] >= 0).tolist():
+            names = ("zero", "image_base", "app_base", "dup_base")
+            for name, key in zip(names, contents.keys_of(vms[v]), strict=True):
+                vms[name][v] = ranges[key].base
 
     def _reorder(self) -> None:
         st = self.state

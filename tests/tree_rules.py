@@ -26,7 +26,7 @@ LAYERS = [
     "hostsim.composition hostsim.allocate hostsim.reclaim hostsim.sample hostsim.share"
     " hostsim.remap hostsim.invariants",
     "hostsim.fault hostsim.contents hostsim.load hostsim.measure hostsim.packing",
-    "hostsim.lost hostsim.replacement hostsim.swap",
+    "hostsim.lost hostsim.replacement hostsim.swap hostsim.tenancy",
     "hostsim.guest",
     "hostsim.balloon hostsim.loud",
     "hostsim.touch",
@@ -74,7 +74,7 @@ LAYERS = [
 
 HOSTSIM_MAY_IMPORT = (
     *("__future__", "typing", "collections", "dataclasses", "functools", "fractions", "re"),
-    *("hashlib", "numpy", "pydantic", "hostsim"),
+    *("hashlib", "numpy", "pydantic", "types", "hostsim"),
 )
 HOSTSIM_ALSO = {
     "hostsim.dispatch": ("numba", "contextlib", "gc"),
