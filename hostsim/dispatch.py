@@ -13,9 +13,10 @@ import gc
 from collections.abc import Iterator
 from typing import Any
 
-from numba.core import codegen, compiler, compiler_machinery, registry, sigutils
+from numba.core import codegen, compiler, compiler_machinery, registry, sigutils, types
 from numba.core import typed_passes as typed
 from numba.core import untyped_passes as untyped
+from numba.np import arrayobj
 
 
 class _Passes(compiler.CompilerBase):
@@ -65,6 +66,11 @@ class _Whole(codegen.JITCodeLibrary):
         self._linking_libraries = list(linked)
         super().finalize()
 
+    def _optimize_final_module(self) -> None:
+        # numba goes through the module twice, first to find reference counts: kernels have none.
+        passes, builder = self._codegen._module_pass_manager()
+        passes.run(self._final_module, builder)
+
 
 class _Inner(registry.CPUDispatcher):
     """A kernel as other kernels call it: a part of what they are compiled to."""
@@ -104,7 +110,7 @@ class Kernel(registry.CPUDispatcher):
     def _compile_whole(self, args: Any, return_type: Any) -> Any:
         whole = _Whole(_codegen(self), self.py_func.__qualname__)
         whole.enable_object_caching()
-        with _no_collections():
+        with _no_collections(), _no_negative_indexes():
             return _compile(self, args, whole)
 
 
@@ -129,6 +135,22 @@ def _compile(dispatcher: Any, args: Any, library: Any, **more: bool) -> Any:
         library=library,
         pipeline_class=_Passes,
     )
+
+
+@contextlib.contextmanager
+def _no_negative_indexes() -> Iterator[None]:
+    """Indexes are taken as they are: kernels never count from the end, and code that makes sure of
+    that at every access is slower to run and to compile."""
+    before = arrayobj.fix_integer_index
+
+    def as_it_is(context: Any, builder: Any, kind: Any, index: Any, size: Any) -> Any:
+        return context.cast(builder, index, kind, types.intp)
+
+    arrayobj.fix_integer_index = as_it_is
+    try:
+        yield
+    finally:
+        arrayobj.fix_integer_index = before
 
 
 @contextlib.contextmanager
