@@ -110,8 +110,8 @@ def kernel(function: Function) -> Function:
 
 
 def small(function: Function) -> Function:
-    """As `kernel`, for one-liners: always inlined by LLVM, never cached on their own."""
-    return _dispatched(function, False, _OPTIONS | {"forceinline": True})
+    """As `kernel`, for one-liners: always inlined by LLVM."""
+    return _dispatched(function, CACHES, _OPTIONS | {"forceinline": True})
 
 
 def is_warm() -> bool:
