@@ -11,7 +11,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.coordinator import Coordinator, Outcome, Progress, Watch
 from cluster.errors import ClusterError
-from cluster.fleet import HostSet, merge
+from cluster.fleet import Finish, HostSet, merge
 from cluster.messages import EpochReport, Order
 from cluster.population import HostSpec, Population
 from cluster.scenario_file import Loaded
@@ -28,6 +28,7 @@ from hostsim.host import warm
 from hostsim.jit import CACHE_VARIABLE
 from hostsim.units import HostId
 
+_api: Any = ray  # for what carries no types
 HOSTS_PER_CPU = 2
 """`auto` gives each host its own actor up to this many a CPU; beyond, actors as many as CPUs."""
 POLL_S = 0.25
@@ -69,35 +70,28 @@ class HostActor:
         """Answers once the hosts are made and their kernels loaded."""
 
     def run(self, orders: Sequence[Order], first_epoch: int, n_epochs: int) -> EpochReport:
-        """See Fleet.run."""
+        """See HostSet.run."""
         return self._hosts.run(orders, first_epoch, n_epochs)
 
     def digests(self) -> dict[HostId, str]:
-        """See Fleet.digests."""
+        """See HostSet.digests."""
         return self._hosts.digests()
 
 
 class RayFleet:
-    """Hosts in actors; the Fleet of the coordinator on Ray."""
+    """Hosts in actors; the Fleet of the coordinator on Ray.
 
-    def __init__(self, setup: HostSetup, hosts_per_actor: int) -> None:
-        remote = ray.remote(HostActor)
-        self._actors: list[Any] = []
-        self._actor_of: dict[HostId, int] = {}
-        for first in range(0, len(setup.hosts), hosts_per_actor):
-            packed = setup.hosts[first : first + hosts_per_actor]
-            part = HostSetup(
-                packed, setup.seed, setup.sample, setup.tick_ms, setup.epoch_ms, setup.check
-            )
-            self._actor_of |= {spec.host: len(self._actors) for spec in packed}
-            # Actors outnumber CPUs and idle at the barrier, so they ask for none.
-            options = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}
-            self._actors.append(
-                remote.options(scheduling_strategy="SPREAD", **options).remote(part)
-            )
-        ray.get([actor.ready.remote() for actor in self._actors])
+    `actors` hold the hosts in their order, `hosts_per_actor` each; `cpus` are the cluster's.
+    """
 
-    def run(self, orders: Sequence[Order], first_epoch: int, n_epochs: int) -> EpochReport:
+    def __init__(
+        self, actors: Sequence[Any], hosts: Sequence[HostId], hosts_per_actor: int, cpus: int
+    ) -> None:
+        self._actors = actors
+        self._actor_of = {host: at // hosts_per_actor for at, host in enumerate(hosts)}
+        self.workers = max(1, min(len(actors), cpus))
+
+    def start(self, orders: Sequence[Order], first_epoch: int, n_epochs: int) -> Finish:
         """See Fleet."""
         mine: list[list[Order]] = [[] for _ in self._actors]
         for order in orders:
@@ -106,7 +100,7 @@ class RayFleet:
             actor.run.remote(orders_of, first_epoch, n_epochs)
             for actor, orders_of in zip(self._actors, mine, strict=True)
         ]
-        return merge(ray.get(calls))
+        return lambda: merge(ray.get(calls))
 
     def digests(self) -> dict[HostId, str]:
         """See Fleet."""
@@ -115,34 +109,25 @@ class RayFleet:
             found |= part
         return found
 
-    def close(self) -> None:
-        """Kill the actors."""
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors = []
-
 
 class CoordinatorActor:
-    """Owns a run. `prepare`, then `run` work in threads of theirs; the others answer meanwhile."""
+    """Owns a run. `run` works in a thread of its own; the others answer meanwhile."""
 
-    def __init__(self) -> None:
+    def __init__(self, fleet: RayFleet) -> None:
+        self._fleet = fleet
         self._stop = threading.Event()
         self._progress: Progress | None = None
 
-    def prepare(self, setup: HostSetup, hosts_per_actor: int) -> None:
-        """Start the hosts; nothing is written yet."""
-        self._fleet = RayFleet(setup, hosts_per_actor)
+    def ready(self) -> None:
+        """Answers once this process is there; nothing is written yet."""
 
     def run(
         self, loaded: Loaded, population: Population, out: Path, how: dict[str, Any]
     ) -> Outcome:
         """Run the epoch loop to its end."""
-        try:
-            return Coordinator(
-                loaded, population, self._fleet, out, how, self._watch, self._stop.is_set
-            ).run()
-        finally:
-            self._fleet.close()
+        return Coordinator(
+            loaded, population, self._fleet, out, how, self._watch, self._stop.is_set
+        ).run()
 
     def progress(self) -> Progress | None:
         """The latest progress; None before the first barrier."""
@@ -165,11 +150,36 @@ def pack(n_hosts: int, cpus: int, asked: int | None) -> int:
     return -(-n_hosts // max(cpus, 1))
 
 
+def _cpus() -> int:
+    return int(_api.cluster_resources().get("CPU", 1))
+
+
 def _cause(error: Exception) -> Exception:
     """What went wrong in the process where it did."""
     while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, Exception):
         error = error.cause
     return error
+
+
+def _start_less() -> None:
+    """Have a session of our own start without what only shows a cluster to people.
+
+    Ray has no options for it: the autoscaler, which would add nodes; the collector of logs, which
+    we do not show; and a dashboard's process although we want none, for which Ray waits. They took
+    a third of its start. A version of Ray that heeds none of this starts them, and a test says so.
+    """
+    internals = _api._private
+    given = internals.parameter.RayParams
+
+    def parameters(*values: Any, **named: Any) -> Any:
+        found = given(*values, **named)
+        found.no_monitor, found.include_log_monitor = True, False
+        return found
+
+    internals.parameter.RayParams = parameters
+    internals.services.start_api_server = lambda *values, **named: ("", None)
+    # What it would import to see whether its agent could serve web pages takes as long as Ray.
+    internals.utils.get_dashboard_dependency_error = lambda: ImportError("not wanted")
 
 
 @contextlib.contextmanager
@@ -182,12 +192,14 @@ def session(
     `ray_environment.prepare` made before Ray was imported. Ray starts inside `starting`. Yields
     facts of the cluster. Raises ClusterError.
     """
+    internals = _api._private
     # Or Ray makes an exit of SIGTERM while it starts, and what it had started stays for a minute.
-    ray._private.utils.set_sigterm_handler = lambda handler: None
+    internals.utils.set_sigterm_handler = lambda handler: None
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         options |= {"address": "local", "include_dashboard": False}
         options |= {"_node_ip_address": "127.0.0.1"}
+        _start_less()
     else:
         options |= {"address": address}
     cache = os.environ.get(CACHE_VARIABLE)
@@ -200,11 +212,25 @@ def session(
         except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
             where = "on this machine" if address is None else f"at {address}"
             raise ClusterError(f"no Ray cluster {where}: {error}") from error
-        api: Any = ray  # these two carry no types
-        cpus = int(api.cluster_resources().get("CPU", 1))
-        yield {"ray": ray.__version__, "nodes": len(api.nodes()), "cpus": cpus}
+        yield {"ray": ray.__version__, "nodes": len(_api.nodes()), "cpus": _cpus()}
     finally:
         ray.shutdown()
+
+
+def _start(setup: HostSetup, hosts_per_actor: int) -> tuple[list[Any], Any]:
+    """Actors of the hosts, and the coordinator's, all of them starting at the same time."""
+    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}
+    # Actors outnumber CPUs and idle at the barrier, so they ask for none.
+    remote = ray.remote(HostActor).options(scheduling_strategy="SPREAD", **options)
+    hosts = [
+        remote.remote(replace(setup, hosts=setup.hosts[first : first + hosts_per_actor]))
+        for first in range(0, len(setup.hosts), hosts_per_actor)
+    ]
+    ids = [spec.host for spec in setup.hosts]
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options |= {"scheduling_strategy": here, "max_concurrency": 4}
+    fleet = RayFleet(hosts, ids, hosts_per_actor, _cpus())
+    return hosts, ray.remote(CoordinatorActor).options(**options).remote(fleet)
 
 
 def run(
@@ -217,25 +243,24 @@ def run(
     watch: Watch,
     begin: Callable[[], None],
     should_stop: Callable[[], bool],
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Run on the connected cluster and watch it. Raises ClusterError when a process is lost.
 
-    `begin` is told once the hosts are there, before anything is written.
+    `begin` is told once the hosts are there, before anything is written; `meanwhile` is done while
+    they run.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 4}
-    coordinator: Any = (
-        ray.remote(CoordinatorActor).options(scheduling_strategy=here, **options).remote()
-    )
+    hosts, coordinator = _start(setup, hosts_per_actor)
     shown: Progress | None = None
     asked_to_stop = False
     try:
-        prepared = coordinator.prepare.remote(setup, hosts_per_actor)
-        while not ray.wait([prepared], timeout=POLL_S)[0]:  # a signal is heeded in between
-            pass
-        ray.get(prepared)
+        ready = [actor.ready.remote() for actor in (*hosts, coordinator)]
+        while len(ray.wait(ready, num_returns=len(ready), timeout=POLL_S)[0]) < len(ready):
+            pass  # a signal is heeded in between
+        ray.get(ready)
         begin()
         call = coordinator.run.remote(loaded, population, out, how)
+        meanwhile()
         while not ray.wait([call], timeout=POLL_S)[0]:
             if should_stop() and not asked_to_stop:
                 asked_to_stop = True
@@ -254,4 +279,5 @@ def run(
             raise ClusterError(f"a process of the run was lost: {cause}") from None
         raise cause from None
     finally:
-        ray.kill(coordinator)
+        for actor in (coordinator, *hosts):
+            ray.kill(actor)

@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from cluster import scenario_text
 from cluster.page_hashes import UNKNOWN, PageHashes
 from cluster.scenario import FROM_HASHES, Scenario
+from cluster.trace import Trace
 from cluster.trace_vms import TraceVms
-from cluster.traces import Trace
 from hostsim.guest_config import ContentTable
 
 Assumptions = dict[str, Any]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cluster import html, planner, reports, state, tables
+from cluster import planner, reports, state, tables
 from cluster.aggregate import Aggregator
 from cluster.fleet import Fleet
 from cluster.messages import LEVELS, EpochReport
@@ -68,17 +68,26 @@ class Barrier:
 
 
 def barriers(population: Population, scenario: Scenario, fleet: Fleet) -> Iterator[Barrier]:
-    """The epoch loop: decide, let the hosts run, learn, again."""
+    """The epoch loop: decide, let the hosts run, learn, again.
+
+    A barrier is handed out once the hosts run on to the next, so that it is written down meanwhile.
+    """
     now = state.initial(population)
     due = planner.agenda(population, scenario)
     epoch, last = 0, scenario.duration // scenario.epoch
+    done: Barrier | None = None
     while epoch < last:
         plan = planner.plan(now, due.at(epoch), population, scenario, epoch)
         n_epochs = _span(due, epoch, last)
-        report = fleet.run(plan.orders, epoch, n_epochs)
+        finish = fleet.start(plan.orders, epoch, n_epochs)
+        if done is not None:
+            yield done
+        report = finish()
         now = state.learn(plan.after, report)
         epoch += n_epochs
-        yield Barrier(plan, report, now, epoch)
+        done = Barrier(plan, report, now, epoch)
+    if done is not None:
+        yield done
 
 
 @dataclass
@@ -97,7 +106,7 @@ class Coordinator:
     def __post_init__(self) -> None:
         scenario = self.loaded.scenario
         self._started = self._looping_since = time.perf_counter()
-        self._busy_s = 0.0
+        self._busy_s = self._looping_s = 0.0
         hosts = [
             HostFacts(one.host, one.name, one.config.memory, one.config.cpus)
             for one in self.population.hosts
@@ -123,7 +132,6 @@ class Coordinator:
             with contextlib.suppress(tables.WriteError):  # what failed first is the reason
                 self._folder.abandon(f"the run failed: {error}", manifest=self._manifest())
             raise
-        html.build(self.out)
         return outcome
 
     def _epochs(self) -> bool:
@@ -137,6 +145,7 @@ class Coordinator:
             self._write_down(barrier.plan.decisions)
             self._seen.add(barrier.report)
             self._folder.add(barrier.report)
+            self._looping_s = time.perf_counter() - self._looping_since
             self._show(barrier.report, barrier.now, barrier.epoch, last)
             if barrier.epoch < last and self.should_stop():
                 return True
@@ -177,10 +186,15 @@ class Coordinator:
         return Outcome(report, stopped)
 
     def _manifest(self) -> dict[str, Any]:
+        """How it was run. host_busy_share: of the time that the workers' cores had in the epoch
+        loop, what hosts' ticks took; the rest is waiting, at barriers and for the coordinator."""
+        core_s = self._looping_s * self.fleet.workers
         return {
             **self.how,
             "wall_s": round(time.perf_counter() - self._started, 3),
+            "epochs_wall_s": round(self._looping_s, 3),
             "host_cpu_s": round(self._busy_s, 3),
+            "host_busy_share": round(self._busy_s / core_s, 3) if core_s > 0 else None,
             "coordinator_cpu_s": round(time.process_time(), 3),
         }
 
@@ -199,7 +213,7 @@ class Coordinator:
                 epoch=epoch,
                 epochs=last,
                 host_ticks=epoch * scenario.epoch // scenario.tick * len(self.population.hosts),
-                wall_s=time.perf_counter() - self._looping_since,
+                wall_s=self._looping_s,
                 memory_bytes={name: int(rows[f"{name}_pages"].sum()) * PAGE_SIZE for name in names},
                 levels=dict(zip(LEVELS, worst, strict=True)),
                 vms=int((now.host_of != state.NOWHERE).sum()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.tables import OutputError, WriteError
-from cluster.traces import TraceError
+from cluster.trace import TraceError
 from cluster.yaml_input import InputError
 from hostsim.invariants import BrokenInvariantError
 

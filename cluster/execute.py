@@ -19,13 +19,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cluster import budget, progress, ray_environment, tables
+from cluster import budget, charts, html, progress, ray_environment, tables
 from cluster.coordinator import Coordinator, Outcome
 from cluster.errors import ClusterError, StoppedError
 from cluster.fleet import HostSet, LocalFleet
 from cluster.population import Population, populate
 from cluster.scenario_file import Loaded, load
 from hostsim.host import warm
+from hostsim.jit import is_warm
 
 NOT_BEGUN = "stopped before the run began: nothing was written"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -142,6 +143,7 @@ def run(options: Options) -> tuple[Outcome, Path]:
             outcome = _run_local(options, loaded, population, out, stop)
         else:
             outcome = _run_on_ray(options, loaded, population, out, stop)
+        html.build(out)
     return outcome, out
 
 
@@ -190,8 +192,9 @@ def _run_on_ray(
 ) -> Outcome:
     scenario = loaded.scenario
     with progress.shown(scenario) as watch:
-        with stop.leaving():  # once, before many processes would do it at the same time
-            warm(watch.note)
+        if not is_warm():  # once, before many processes would do it at the same time
+            with stop.leaving():
+                warm(watch.note)
         watch.note("starting Ray")
         ray_environment.prepare(own_cluster=options.address == "local")
         from cluster import actors  # takes a second to import, and --local does without
@@ -214,7 +217,8 @@ def _run_on_ray(
             # The coordinator needs what was decided from the files, not what they hold.
             light = replace(loaded, trace=None, trace_vms=None, hashes={})
             out = out.resolve()
-            return actors.run(light, population, setup, packed, out, how, watch, stop.begin, stop)
+            begin, draw = stop.begin, charts.prepare
+            return actors.run(light, population, setup, packed, out, how, watch, begin, stop, draw)
 
 
 def _check_memory(options: Options, loaded: Loaded, population: Population, processes: int) -> None:

@@ -7,7 +7,7 @@ on its hosts and their orders alone, so it does not matter how hosts are spread 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
@@ -30,18 +30,22 @@ from hostsim.rows import Tables, tables_of
 from hostsim.spec import VmSpec
 from hostsim.units import HostId
 
+Finish = Callable[[], EpochReport]
+"""Waits until hosts have run as they were told, and gives their report. Called once."""
+
 
 class Fleet(Protocol):
     """Hosts that carry out orders and report."""
 
-    def run(self, orders: Sequence[Order], first_epoch: int, n_epochs: int) -> EpochReport:
+    workers: int
+    """How many of them can be at work at the same time: processes, or cores where those are
+    fewer."""
+
+    def start(self, orders: Sequence[Order], first_epoch: int, n_epochs: int) -> Finish:
         """Carry out `orders`, then simulate epochs [first_epoch, first_epoch + n_epochs)."""
 
     def digests(self) -> dict[HostId, str]:
         """Digest of every host's final state."""
-
-    def close(self) -> None:
-        """Let go of processes and memory."""
 
 
 class PowersOn(NamedTuple):
@@ -149,19 +153,22 @@ class HostSet:
 class LocalFleet:
     """All hosts in this process."""
 
+    workers = 1
+
     def __init__(self, hosts: HostSet) -> None:
         self._hosts = hosts
 
+    def start(self, orders: Sequence[Order], first_epoch: int, n_epochs: int) -> Finish:
+        """See Fleet. They run when their report is asked for: nobody else would run them."""
+        return lambda: self.run(orders, first_epoch, n_epochs)
+
     def run(self, orders: Sequence[Order], first_epoch: int, n_epochs: int) -> EpochReport:
-        """See Fleet."""
+        """Start, and finish."""
         return self._hosts.run(orders, first_epoch, n_epochs)
 
     def digests(self) -> dict[HostId, str]:
         """See Fleet."""
         return self._hosts.digests()
-
-    def close(self) -> None:
-        """Nothing to let go of."""
 
 
 def _in_order(change: LevelChange) -> tuple[int, int, int]:

@@ -20,9 +20,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -224,6 +221,9 @@ def _array(arrays: Mapping[str, Any], key: str, dtype: Any, ndim: int) -> Any:
 
 
 def _read_parquet(path: Path, trace: str | None, snapshot: int | None) -> PageHashes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     columns = ["trace", "vm", "snapshot", "hashes"]
     try:
         file = pq.ParquetFile(path)
@@ -254,14 +254,14 @@ def _read_parquet(path: Path, trace: str | None, snapshot: int | None) -> PageHa
     return PageHashes(SUPER_FAST_HASH_32, tuple(guests), True)
 
 
-def _keys(table: pa.Table) -> Any:
+def _keys(table: Any) -> Any:
     return zip(*(table[name].to_pylist() for name in ("trace", "vm", "snapshot")), strict=True)
 
 
 def _snapshot(name: str, row: Any) -> Guest:
     """A guest of which the pages in use are known, and no more of them than what they hold."""
     values = row.values
-    if values is None or pc.any(pc.is_null(values)).as_py():
+    if values is None or values.null_count:
         raise HashesError(f"guest {name} has no hashes, or null among them")
     plain = np.array(values.to_numpy(zero_copy_only=False), np.uint64)
     # 0 stands for the zero page here, and the zero page's own hash is free for what hashes to 0.

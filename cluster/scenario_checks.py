@@ -23,8 +23,8 @@ from cluster.scenario import (
 )
 from cluster.scenario_problems import closest, listed, problem
 from cluster.scenario_text import amount_text, bytes_text, ms_text
+from cluster.trace import Trace
 from cluster.trace_vms import TraceVms
-from cluster.traces import Trace
 from cluster.yaml_input import Document, Place, Problem, shown
 from hostsim import units
 

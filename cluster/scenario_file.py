@@ -24,13 +24,14 @@ from cluster.scenario import HASH_KEYS, Scenario
 from cluster.scenario_checks import Parts
 from cluster.scenario_paths import data_folder, inside
 from cluster.scenario_problems import errors_of, from_validation, problem
+from cluster.trace import Trace, TraceError, content_digest
 from cluster.trace_vms import TraceVms, choose, running, take
-from cluster.traces import Trace, TraceError, content_digest, load_input
 from cluster.yaml_input import Document, InputError, Problem
 from hostsim.units import FILE
 
 _STAND_IN: dict[str, Any] = {"name": "unknown", "duration": "60 s", "hosts": ({"name": "unknown"},)}
 """For required keys that are broken, so that the rest can be checked; never part of a message."""
+_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _LISTS = ("hosts", "images", "workloads", "vms", "events")
 _CHECKS = (
     scenario_checks.time_grid,
@@ -125,8 +126,9 @@ def _loaded(parts: Parts, *, changed: bool) -> Loaded:
     if trace is not None and vms is not None:
         assumed |= assumptions.of_trace(scenario, trace, vms)
     assumed |= assumptions.of_hashes(scenario, parts.hashes)
-    as_written = parts.document.text
-    text = yaml.safe_dump(stated, sort_keys=False, width=100) if changed else as_written
+    text = parts.document.text
+    if changed:
+        text = yaml.dump(stated, Dumper=_DUMPER, sort_keys=False, width=100)
     warned = scenario_checks.warnings(scenario, trace, vms)
     digest = digest_of(scenario, trace, parts.hashes)
     return Loaded(scenario, trace, text, digest, assumed, tuple(warned), vms, parts.hashes)
@@ -227,6 +229,8 @@ def _read_trace(parts: Parts, folder: Path, data_root: Path | None) -> Iterator[
     if len(sources) != 1:
         return
     key, name = sources[0]
+    from cluster.traces import load_input  # and with it the library for files of tables
+
     try:
         trace = load_input(_trace_path(key, name, folder, data_root))
     except (ValueError, TraceError) as error:

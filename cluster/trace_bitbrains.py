@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cluster.trace import UNKNOWN, Floats, Ints, Mask, TraceError
 from cluster.trace_readers import (
     STEP_S,
     Raw,
@@ -26,7 +27,6 @@ from cluster.trace_readers import (
     parquet_columns,
     whole,
 )
-from cluster.trace_store import UNKNOWN, Floats, Ints, Mask, TraceError
 from hostsim.units import KIB
 
 ATTRIBUTION = (

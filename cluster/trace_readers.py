@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from cluster.trace_store import ROWS_MAX, UNKNOWN, Floats, Ints, Mask, TraceError
+from cluster.trace import UNKNOWN, Floats, Ints, Mask, TraceError
+from cluster.trace_store import ROWS_MAX
 from hostsim.units import GIB, KIB
 
 STEP_S = 300

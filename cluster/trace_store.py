@@ -1,4 +1,4 @@
-"""The normal form of a VM trace, in memory and on disk, and every check that it must pass.
+"""The normal form of a VM trace on disk, and every check that it must pass.
 
 On disk a trace is a folder: `vms.parquet`, `usage.parquet` where usage is known, and `import.json`,
 which says where it came from and is never read back as data. In memory it is a `Trace`, sorted
@@ -9,113 +9,44 @@ but an import is never replaced.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hostsim.units import MEMORY_BYTES_MAX, MIB
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
+from cluster.trace import (
+    MARK,
+    MHZ_MAX,
+    SCHEMA,
+    UNKNOWN,
+    USAGE_COLUMNS,
+    VM_COLUMNS,
+    Column,
+    Floats,
+    Ints,
+    Mask,
+    Trace,
+    TraceError,
+    content_digest,
+)
 
 VMS, USAGE, FACTS = "vms.parquet", "usage.parquet", "import.json"
-MARK, SCHEMA = "esxsim_trace", 1
-"""Key in import.json that makes a folder an import, and the normal form's version."""
-UNKNOWN = -1
-"""An integer that was not recorded; as stop time: still running when the record ends."""
 ROWS_MAX = 100_000_000
 """Rows of a table that are held in memory at most: a few gigabytes of columns."""
 BYTES_MAX = 16 << 30
 """Uncompressed size of a table that is held in memory at most."""
-SECONDS_MAX = 100 * 366 * 86_400
-VCPUS_MAX = 1024
-MHZ_MAX = 1e9
 NAME_MAX = 200
 _STORAGE: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+_MHZ = "cpu_capacity_mhz"
 _SHOWN = 80
 """Characters of a wrong value in a message at most."""
-
-
-class TraceError(Exception):
-    """A trace cannot be used: `path` names the file or folder, `message` says why."""
-
-    def __init__(self, path: Path, message: str) -> None:
-        super().__init__(f"{path}: {message}")
-        self.path, self.message = path, message
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """VMs in order of their names, and their usage by VM, then time.
-
-    names (n_vms,) object, str: unique, rising by code point.
-    start_s (n_vms,) int64 s from the trace's first VM.
-    stop_s (n_vms,) int64 s, above start_s; -1 exactly when still running at the trace's end.
-    vcpus (n_vms,) int64, 1 to 1024. memory_bytes (n_vms,) int64, from 1 MiB: configured size.
-    cpu_capacity_mhz (n_vms,) float64 MHz of all vCPUs together; NaN unknown.
-    offsets (n_vms + 1,) int64: VM i has the usage rows from offsets[i] up to offsets[i + 1].
-    t_s (n_usage,) int64 s, rising within a VM, within its life: a row holds until the next.
-    active_bytes (n_usage,) int64 bytes in active use, at most the VM's memory; -1 unknown.
-    cpu_permille (n_usage,) int64 of all the VM's vCPUs, 0 to 1000; -1 unknown.
-    """
-
-    names: npt.NDArray[np.object_]
-    start_s: Ints
-    stop_s: Ints
-    vcpus: Ints
-    memory_bytes: Ints
-    cpu_capacity_mhz: Floats
-    offsets: Ints
-    t_s: Ints
-    active_bytes: Ints
-    cpu_permille: Ints
-
-
-class _Column(NamedTuple):
-    """An integer column on disk: bounds, both inclusive, and whether null may stand."""
-
-    name: str
-    low: int
-    high: int
-    nullable: bool = False
-
-
-_VM_COLUMNS = (
-    _Column("start_s", 0, SECONDS_MAX),
-    _Column("stop_s", 1, SECONDS_MAX, nullable=True),
-    _Column("vcpus", 1, VCPUS_MAX),
-    _Column("memory_bytes", MIB, MEMORY_BYTES_MAX),
-)
-_MHZ = "cpu_capacity_mhz"
-_USAGE_COLUMNS = (
-    _Column("t_s", 0, SECONDS_MAX),
-    _Column("active_bytes", 0, MEMORY_BYTES_MAX, nullable=True),
-    _Column("cpu_permille", 0, 1000, nullable=True),
-)
-
-
-def content_digest(trace: Trace) -> str:
-    """SHA-256, hex, over the content: the same trace has it wherever it is stored."""
-    names = "".join(f"{len(name)}:{name}" for name in trace.names.tolist()).encode()
-    digest = hashlib.sha256(f"{MARK} {SCHEMA} {len(names)} ".encode() + names)
-    mhz = trace.cpu_capacity_mhz
-    digest.update(np.where(np.isnan(mhz), np.nan, mhz).astype("<f8").tobytes())
-    for name in ("offsets", *(column.name for column in (*_VM_COLUMNS, *_USAGE_COLUMNS))):
-        values = getattr(trace, name).astype("<i8")
-        digest.update(f"{name} {len(values)} ".encode() + values.tobytes())
-    return digest.hexdigest()
 
 
 def _read(path: Path, columns: Sequence[str]) -> pa.Table:
@@ -154,7 +85,7 @@ def _nulls(values: Any) -> Mask:
     return np.asarray(pc.is_null(values).to_numpy(), np.bool_)
 
 
-def _integers(path: Path, table: pa.Table, column: _Column) -> Ints:
+def _integers(path: Path, table: pa.Table, column: Column) -> Ints:
     """A column as int64 within its bounds, UNKNOWN for null where it may be null."""
     values = table[column.name]
     if not pa.types.is_integer(values.type):
@@ -202,18 +133,18 @@ def _as_before(names: Any, compare: Any) -> Mask:
 def load_trace(folder: Path) -> Trace:
     """The trace stored in `folder`; TraceError names the first thing that is wrong."""
     path = folder / VMS
-    table = _read(path, ("vm", *(column.name for column in _VM_COLUMNS), _MHZ))
+    table = _read(path, ("vm", *(column.name for column in VM_COLUMNS), _MHZ))
     if not table.num_rows:
         raise TraceError(path, "holds no VM")
     vm = _names(path, table)
     _refuse(path, "vm", _as_before(vm, pc.equal), vm, "unique: this VM is listed twice")
     _refuse(path, "vm", _as_before(vm, pc.less), vm, "sorted by name")
-    columns = {column.name: _integers(path, table, column) for column in _VM_COLUMNS}
+    columns = {column.name: _integers(path, table, column) for column in VM_COLUMNS}
     start, stop = columns["start_s"], columns["stop_s"]
     _refuse(path, "stop_s", (stop != UNKNOWN) & (stop <= start), stop, "above start_s")
     mhz = _mhz(path, table)
     index = np.zeros(0, np.int64)
-    usage = {column.name: index for column in _USAGE_COLUMNS}
+    usage = {column.name: index for column in USAGE_COLUMNS}
     if (folder / USAGE).exists():
         usage, index = _load_usage(folder / USAGE, vm)
         _check_usage(folder / USAGE, usage, index, columns)
@@ -224,11 +155,11 @@ def load_trace(folder: Path) -> Trace:
 
 def _load_usage(path: Path, vm: Any) -> tuple[dict[str, Ints], Ints]:
     """Columns of the usage table, and (n_usage,) int64 index of the VM of each row."""
-    table = _read(path, ("vm", *(column.name for column in _USAGE_COLUMNS)))
+    table = _read(path, ("vm", *(column.name for column in USAGE_COLUMNS)))
     names = _names(path, table)
     found = pc.fill_null(pc.index_in(names, value_set=vm), UNKNOWN).to_numpy()
     _refuse(path, "vm", found == UNKNOWN, names, f"a VM of {VMS}")
-    usage = {column.name: _integers(path, table, column) for column in _USAGE_COLUMNS}
+    usage = {column.name: _integers(path, table, column) for column in USAGE_COLUMNS}
     return usage, np.asarray(found, np.int64)
 
 
@@ -257,13 +188,13 @@ def save_trace(trace: Trace, folder: Path, facts: Mapping[str, Any]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         vms = {"vm": pa.array(trace.names, pa.string())}
-        vms |= {column.name: _nullable(trace, column) for column in _VM_COLUMNS}
+        vms |= {column.name: _nullable(trace, column) for column in VM_COLUMNS}
         mhz = trace.cpu_capacity_mhz
         vms[_MHZ] = pa.array(mhz, mask=np.isnan(mhz))
         pq.write_table(pa.table(vms), aside / VMS, **_STORAGE)
         if len(trace.t_s):
             names = pa.array(np.repeat(trace.names, np.diff(trace.offsets)), pa.string())
-            usage = {column.name: _nullable(trace, column) for column in _USAGE_COLUMNS}
+            usage = {column.name: _nullable(trace, column) for column in USAGE_COLUMNS}
             pq.write_table(pa.table({"vm": names, **usage}), aside / USAGE, **_STORAGE)
         held = {MARK: SCHEMA, "content_digest": content_digest(trace), **facts}
         text = json.dumps(held, indent=2, sort_keys=False, allow_nan=False) + "\n"
@@ -277,7 +208,7 @@ def save_trace(trace: Trace, folder: Path, facts: Mapping[str, Any]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _nullable(trace: Trace, column: _Column) -> Any:
+def _nullable(trace: Trace, column: Column) -> Any:
     values = getattr(trace, column.name)
     return pa.array(values, mask=(values == UNKNOWN) if column.nullable else None)
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.scenario import TraceSource
-from cluster.traces import Trace
+from cluster.trace import Trace
 from hostsim.guest_config import TraceGuest
 from hostsim.program import KEEP, LOCALITIES, ROW, Rows
 from hostsim.units import PAGE_SIZE

@@ -18,6 +18,17 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from cluster.trace import (
+    MHZ_MAX,
+    SECONDS_MAX,
+    UNKNOWN,
+    VCPUS_MAX,
+    Ints,
+    Mask,
+    Trace,
+    TraceError,
+    content_digest,
+)
 from cluster.trace_bitbrains import (
     gwa_files,
     gwa_header,
@@ -26,21 +37,7 @@ from cluster.trace_bitbrains import (
     read_bitbrains_parquet,
 )
 from cluster.trace_readers import Raw, azure_files, read_azure_arrivals, read_azure_v1
-from cluster.trace_store import (
-    MHZ_MAX,
-    NAME_MAX,
-    SECONDS_MAX,
-    UNKNOWN,
-    VCPUS_MAX,
-    VMS,
-    Ints,
-    Mask,
-    Trace,
-    TraceError,
-    content_digest,
-    load_trace,
-    save_trace,
-)
+from cluster.trace_store import NAME_MAX, VMS, load_trace, save_trace
 from hostsim.units import MEMORY_BYTES_MAX, MIB
 
 __all__ = [

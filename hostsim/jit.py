@@ -1,9 +1,10 @@
 """The one place that knows numba.
 
 Kernels are plain functions over flat arrays, marked `@kernel`; NUMBA_DISABLE_JIT=1 runs them as
-Python. Compiled code is cached on disk in a folder named by a digest of this package's sources and
-of numba's version, because numba does not notice a changed callee in another file. Equal sources
-share it wherever they lie: a second checkout, or a copy that a job carries, need not compile.
+Python. Compiled code is cached on disk in a folder named by a digest of this package's sources, of
+numba's version and of the processor, because numba does not notice a changed callee in another
+file. Equal sources share it wherever they lie: a second checkout, or a copy that a job carries,
+need not compile.
 fastmath stays off: results must not depend on how a compiler reorders floats.
 """
 
@@ -18,7 +19,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import extending
 from numba.core import caching, types
 from numba.core.typing import templates
@@ -33,7 +34,8 @@ CACHE_VARIABLE = "ESXSIM_CACHE"
 
 
 def _cache_folder() -> Path:
-    digest = hashlib.sha256(f"numba {numba.__version__}".encode())
+    processor = binding.get_host_cpu_name()  # what is compiled for another would not be loaded
+    digest = hashlib.sha256(f"numba {numba.__version__} {processor}".encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     root = os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "esxsim"
@@ -110,8 +112,8 @@ def kernel(function: Function) -> Function:
 
 
 def small(function: Function) -> Function:
-    """As `kernel`, for one-liners: always inlined by LLVM, never cached on their own."""
-    return _dispatched(function, False, _OPTIONS | {"forceinline": True})
+    """As `kernel`, for one-liners: always inlined by LLVM."""
+    return _dispatched(function, CACHES, _OPTIONS | {"forceinline": True})
 
 
 def is_warm() -> bool:

@@ -16,7 +16,7 @@ from scenario_files import changed, write
 
 from cluster import planner
 from cluster.coordinator import Coordinator, Outcome, Progress
-from cluster.fleet import Fleet, HostSet, LocalFleet, merge
+from cluster.fleet import Finish, Fleet, HostSet, LocalFleet, merge
 from cluster.messages import EpochReport, Order
 from cluster.planner import Agenda, Decision, Due, HostDue, Plan
 from cluster.population import HostSpec, Population, populate
@@ -216,23 +216,25 @@ class PackedFleet:
 
     def __init__(self, sets: Mapping[tuple[HostId, ...], HostSet]) -> None:
         self._sets = sets
+        self.workers = len(sets)
 
-    def run(self, orders: Sequence[Order], first_epoch: int, n_epochs: int) -> EpochReport:
+    def start(self, orders: Sequence[Order], first_epoch: int, n_epochs: int) -> Finish:
         """See Fleet."""
         reports = []
         for ids, hosts in self._sets.items():
             mine = [order for order in orders if order.host in ids]
             reports.append(hosts.run(mine, first_epoch, n_epochs))
-        return merge(reports)
+        return lambda: merge(reports)
+
+    def run(self, orders: Sequence[Order], first_epoch: int, n_epochs: int) -> EpochReport:
+        """Start, and finish."""
+        return self.start(orders, first_epoch, n_epochs)()
 
     def digests(self) -> dict[HostId, str]:
         """See Fleet."""
         return {
             host: text for hosts in self._sets.values() for host, text in hosts.digests().items()
         }
-
-    def close(self) -> None:
-        """See Fleet."""
 
 
 def packed(loaded: Loaded, population: Population, packs: Sequence[Sequence[int]]) -> PackedFleet:

@@ -282,6 +282,12 @@ def test_the_command_listens_on_the_loopback_device(command: Command) -> None:
     assert command.listening and command.listening <= loopback
 
 
+def test_the_command_starts_no_more_of_ray_than_it_needs(command: Command) -> None:
+    commands = " ".join(command.processes.values())
+    for spared in ("dashboard/dashboard.py", "autoscaler/_private/monitor.py", "log_monitor.py"):
+        assert spared not in commands
+
+
 def test_the_command_takes_no_stranger(command: Command) -> None:
     assert command.stranger.returncode == 1
     assert "AuthenticationError" in command.stranger.stderr

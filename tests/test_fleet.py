@@ -136,8 +136,6 @@ def test_how_hosts_are_packed_does_not_show(
         same(one, two)
     assert together.digests() == apart.digests()
     assert list(together.digests()) == [0, 1, 2]
-    together.close()
-    apart.close()
 
 
 def test_epochs_in_one_call_are_those_of_several(scene: tuple[Loaded, Population]) -> None:

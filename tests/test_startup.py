@@ -118,6 +118,39 @@ def test_heads_have_a_name_or_an_address() -> None:
     assert ray_environment.head_of("[::1]:6379") == ("::1", 6379)
 
 
+# What is loaded
+
+LOADED = """
+import contextlib, sys
+from cluster.cli import main
+with contextlib.suppress(SystemExit):
+    main()
+print(*sorted({name.split(".")[0] for name in sys.modules}))
+"""
+HEAVY = {"ray", "numba", "pyarrow", "matplotlib"}
+"""Each takes longer to import than all the rest that a short command needs."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needs"),
+    [
+        (["--help"], set()),
+        (["run", "--help"], set()),
+        (["validate", "scenarios/osdi02/fig7.yaml"], set()),
+        (["validate", "scenarios/quickstart.yaml"], {"pyarrow"}),  # its trace is Parquet
+    ],
+)
+def test_a_short_command_loads_no_heavy_library(arguments: list[str], needs: set[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, *arguments],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert HEAVY & set(done.stdout.splitlines()[-1].split()) == needs
+
+
 # Signals
 
 

@@ -39,13 +39,13 @@ LAYERS = [
     "hostsim.image",
     # Many hosts. What is read, what is said, what is decided, then what runs it.
     "cluster.yaml_input cluster.scenario_text cluster.scenario_paths cluster.page_hashes"
-    " cluster.hash_counts cluster.trace_store cluster.messages"
+    " cluster.hash_counts cluster.trace cluster.messages"
     " cluster.ray_environment",
-    "cluster.scenario cluster.scenario_problems cluster.trace_readers cluster.rows cluster.summary",
-    "cluster.trace_bitbrains cluster.aggregate cluster.tables",
-    "cluster.traces cluster.report_shape",
-    "cluster.reports cluster.readback",
-    "cluster.trace_vms cluster.charts",
+    "cluster.scenario cluster.scenario_problems cluster.trace_store cluster.rows cluster.summary",
+    "cluster.trace_readers cluster.trace_vms cluster.aggregate cluster.tables",
+    "cluster.trace_bitbrains cluster.report_shape",
+    "cluster.traces cluster.reports cluster.readback",
+    "cluster.charts",
     "cluster.assumptions cluster.scenario_checks cluster.html cluster.errors",
     "cluster.scenario_events cluster.scenario_hashes",
     "cluster.scenario_file",
