@@ -1,0 +1,273 @@
+/* The memory manager's hot loops in plain C, with software prefetch where access is random.
+
+The yardstick for hostsim's kernels: the same algorithms over the very same arrays, with the same
+random numbers, so that both leave equal arrays. It has the paths that the benchmarks take: guests
+that are booted and hold all of their memory, in frames of one kind. Whatever else would be needed
+ends the process. layout.h is written from hostsim.state's dtypes when this is compiled.
+
+Random accesses are known ahead, as draws are counter-based: a page's state byte and content word
+are fetched FAR draws before their turn, what the word points to NEAR draws before, and what a hint
+points to NEXT draws before. */
+
+#include <stdint.h>
+#include <stdlib.h>
+#include "layout.h"
+
+enum { RING = 64, FAR = 32, NEAR = 16, NEXT = 8 };
+#define FETCH(place) __builtin_prefetch((void *)(place), 1)
+#define REQUIRE(holds) do { if (!(holds)) abort(); } while (0)
+
+static const uint64_t WEYL = 0x9E3779B97F4A7C15u;
+static const uint64_t MIX_1 = 0xBF58476D1CE4E5B9u, MIX_2 = 0x94D049BB133111EBu;
+
+typedef struct {
+    Host *host;
+    Vm *vms;
+    uint8_t *page, *shared_kind, *loud;
+    uint32_t *content;
+    int64_t *refs, *hints, *stale_page, *stale_at, *lost, *debts, *sampled, *n_heard, *order;
+    int32_t *heard, *heard_at;
+    double *powers;
+    int64_t stale_mask, n_loud, n_samples, n_rows;
+} State;
+
+typedef int64_t Table[TABLE_COLUMNS];
+
+static inline State state_of(const Table *table) {
+#define ARRAY(name) (void *)table[ARRAY_##name][0]
+    return (State){
+        .host = ARRAY(host), .vms = ARRAY(vms), .page = ARRAY(page), .content = ARRAY(content),
+        .shared_kind = ARRAY(shared_kind), .refs = ARRAY(refs), .hints = ARRAY(hints),
+        .stale_page = ARRAY(stale_page), .stale_at = ARRAY(stale_at), .lost = ARRAY(lost),
+        .debts = ARRAY(debts), .sampled = ARRAY(sampled), .order = ARRAY(order),
+        .loud = ARRAY(loud), .heard = ARRAY(heard), .heard_at = ARRAY(heard_at),
+        .n_heard = ARRAY(n_heard), .powers = ARRAY(powers),
+        .stale_mask = table[ARRAY_stale_page][1] - 1, .n_loud = table[ARRAY_heard][1],
+        .n_samples = table[ARRAY_sampled][2], .n_rows = table[ARRAY_order][1],
+    };
+}
+
+/* Random numbers: hostsim/rng.py. */
+
+static inline uint64_t mix(uint64_t value) {
+    value = (value ^ (value >> 30)) * MIX_1;
+    value = (value ^ (value >> 27)) * MIX_2;
+    return value ^ (value >> 31);
+}
+
+static uint64_t stream(const Host *host, uint64_t purpose, int64_t owner) {
+    uint64_t key = mix((uint64_t)host->seed + WEYL);
+    key = mix(key ^ (purpose * MIX_1));
+    key = mix(key ^ ((uint64_t)(owner + 1) * MIX_2));
+    return mix(key ^ ((uint64_t)host->tick * WEYL));
+}
+
+static inline int64_t below(uint64_t key, int64_t index, int64_t bound) {
+    return (int64_t)(((mix(key + (uint64_t)index * WEYL) >> 32) * (uint64_t)bound) >> 32);
+}
+
+static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* Pages and frames: hostsim/state.py and frames.py. */
+
+static inline void set_state(State *st, int64_t slot, int state) {
+    st->page[slot] = (st->page[slot] & ~(STATE | HINT | KIND | ACCESSED)) | state;
+}
+
+static inline void own(State *st, Vm *vm, int64_t slot, int kind) {
+    st->page[slot] |= kind;
+    vm->resident += 1;
+    vm->highmem += kind == KIND;
+}
+
+static inline int disown(State *st, Vm *vm, int64_t slot) {
+    int kind = st->page[slot] & KIND;
+    vm->resident -= 1;
+    vm->highmem -= kind == KIND;
+    return kind;
+}
+
+static inline int take_frame(State *st) {
+    int high = st->host->highmem_free > 0;
+    st->host->free -= 1;
+    st->host->highmem_free -= high;
+    return high * KIND;
+}
+
+static inline void release_frame(State *st, int kind) {
+    st->host->free += 1;
+    st->host->highmem_free += kind == KIND;
+}
+
+/* Hints: hostsim/share.py. */
+
+static inline int64_t home_of(const State *st, int64_t key) {
+    return (int64_t)mix((uint64_t)key) & st->stale_mask;
+}
+
+static void stale_put(State *st, int64_t key, int64_t content) {
+    int64_t i = home_of(st, key);
+    while (st->stale_page[i] != -1) i = (i + 1) & st->stale_mask;
+    st->stale_page[i] = key;
+    st->stale_at[i] = content;
+}
+
+static int64_t stale_find(const State *st, int64_t key) {
+    int64_t i = home_of(st, key);
+    while (st->stale_page[i] != key) {
+        if (st->stale_page[i] == -1) return -1;
+        i = (i + 1) & st->stale_mask;
+    }
+    return i;
+}
+
+static void stale_remove(State *st, int64_t i) {
+    for (int64_t j = (i + 1) & st->stale_mask; st->stale_page[j] != -1;
+         j = (j + 1) & st->stale_mask) {
+        int64_t home = home_of(st, st->stale_page[j]);
+        if (((j - home) & st->stale_mask) >= ((j - i) & st->stale_mask)) {
+            st->stale_page[i] = st->stale_page[j];
+            st->stale_at[i] = st->stale_at[j];
+            i = j;
+        }
+    }
+    st->stale_page[i] = -1;
+}
+
+static inline int drop_hint(State *st, int64_t v, int64_t ppn) {
+    int64_t slot = st->vms[v].base_slot + ppn;
+    if ((st->page[slot] & HINT) == 0) return 0;
+    int64_t word = st->content[slot];
+    st->host->hint_frames -= 1;
+    st->page[slot] &= ~HINT;
+    if ((word & STALE) == 0) {
+        if ((word & UNIQUE) == 0) st->hints[word & INDEX] = -1;
+        return 0;
+    }
+    st->content[slot] = (uint32_t)(word & ~STALE);
+    int64_t i = stale_find(st, v << PPN_BITS | ppn);
+    if (i >= 0) {
+        st->hints[st->stale_at[i]] = -1;
+        stale_remove(st, i);
+    }
+    return 1;
+}
+
+static inline void rewrite(State *st, int64_t v, int64_t ppn, int64_t word) {
+    int64_t slot = st->vms[v].base_slot + ppn, old = st->content[slot];
+    if (st->page[slot] & HINT) {
+        int64_t key = v << PPN_BITS | ppn;
+        if ((old & STALE) == 0) {
+            if (old != word) {
+                if ((old & UNIQUE) == 0) stale_put(st, key, old);
+                word |= STALE;
+            }
+        } else {
+            int64_t i = stale_find(st, key);
+            if (i >= 0 && st->stale_at[i] == word) stale_remove(st, i);
+            else word |= STALE;
+        }
+    }
+    st->content[slot] = (uint32_t)word;
+}
+
+static inline int to_shared(State *st, int64_t v, int64_t ppn) {
+    Vm *vm = &st->vms[v];
+    int64_t slot = vm->base_slot + ppn;
+    int accessed = st->page[slot] & ACCESSED, kind = disown(st, vm, slot);
+    set_state(st, slot, SHARED);
+    st->page[slot] |= accessed;
+    st->refs[st->content[slot] & INDEX] += 1;
+    vm->shared += 1;
+    return kind;
+}
+
+static inline int match(State *st, int64_t v, int64_t ppn, int insert_hint) {
+    int64_t slot = st->vms[v].base_slot + ppn, word = st->content[slot];
+    if ((word & UNIQUE) == 0) {
+        if (st->refs[word] > 0) {
+            release_frame(st, to_shared(st, v, ppn));
+            return 1;
+        }
+        int64_t hint = st->hints[word];
+        if (hint >= 0) {
+            int64_t other_v = hint >> PPN_BITS, other_ppn = hint & (((int64_t)1 << PPN_BITS) - 1);
+            int64_t other = st->content[st->vms[other_v].base_slot + other_ppn];
+            st->host->stale_hints += drop_hint(st, other_v, other_ppn);
+            if (other == word) {
+                st->shared_kind[word] = (uint8_t)to_shared(st, other_v, other_ppn);
+                release_frame(st, to_shared(st, v, ppn));
+                st->host->distinct += 1;
+                return 1;
+            }
+        }
+        if (insert_hint) st->hints[word] = v << PPN_BITS | ppn;
+    }
+    if (insert_hint) {
+        st->page[slot] |= HINT;
+        st->host->hint_frames += 1;
+    }
+    return 0;
+}
+
+/* What lies ahead of random accesses. */
+
+static inline void fetch_page(const State *st, int64_t slot) {
+    FETCH(&st->page[slot]);
+    FETCH(&st->content[slot]);
+}
+
+static inline void fetch_content(const State *st, int64_t v, int64_t ppn, int is_write) {
+    int64_t slot = st->vms[v].base_slot + ppn, word = st->content[slot];
+    int byte = st->page[slot];
+    if ((word & UNIQUE) == 0) {
+        FETCH(&st->refs[word & INDEX]);
+        if (!is_write) FETCH(&st->hints[word & INDEX]);
+        else if ((byte & STATE) == SHARED) FETCH(&st->shared_kind[word & INDEX]);
+    }
+    if ((byte & HINT) && (is_write ? (word & UNIQUE) == 0 : (word & STALE) != 0)) {
+        int64_t home = home_of(st, v << PPN_BITS | ppn);
+        FETCH(&st->stale_page[home]);
+        FETCH(&st->stale_at[home]);
+    }
+}
+
+static inline void fetch_hinting(const State *st, int64_t slot) {
+    int64_t word = st->content[slot];
+    if ((st->page[slot] & STATE) != RESIDENT || (word & UNIQUE) != 0) return;
+    int64_t hint = st->hints[word & INDEX];
+    if (hint >= 0) {
+        int64_t ppn = hint & (((int64_t)1 << PPN_BITS) - 1);
+        fetch_page(st, st->vms[hint >> PPN_BITS].base_slot + ppn);
+    }
+}
+
+/* Scan: share.scan_vm. Returns how many pages were hashed. */
+
+int64_t scan_vm(const Table *table, int64_t v, int64_t budget) {
+    State state = state_of(table), *st = &state;
+    const int64_t base = st->vms[v].base_slot, size = st->vms[v].size_slots;
+    const uint64_t key = stream(st->host, SCAN, st->vms[v].vm);
+    int64_t ring[RING], done = 0;
+    for (int64_t draw = 0; draw < FAR; draw++)
+        fetch_page(st, base + (ring[draw % RING] = below(key, draw, size)));
+    for (int64_t draw = 0; draw < DRAWS_PER_PAGE * budget && done < budget; draw++) {
+        int64_t ahead = draw + FAR;
+        fetch_page(st, base + (ring[ahead % RING] = below(key, ahead, size)));
+        fetch_content(st, v, ring[(draw + NEAR) % RING], 0);
+        fetch_hinting(st, base + ring[(draw + NEXT) % RING]);
+        int64_t ppn = ring[draw % RING];
+        int now = st->page[base + ppn] & STATE;
+        if (now != RESIDENT && now != SHARED) continue;
+        done += 1;
+        st->host->scanned += 1;
+        if (now != RESIDENT) continue;
+        st->host->stale_hints += drop_hint(st, v, ppn);
+        st->host->shares_made += match(st, v, ppn, 1);
+    }
+    return done;
+}
+
+#include "paging.h"
+#include "guests.h"
