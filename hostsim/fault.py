@@ -41,7 +41,7 @@ def may_take_frame(st: HostState, v: int) -> bool:
     return host.free > 0 and (host.level < LOW or alloc_of(st, v) < entitled(st, v))
 
 
-@kernel
+@small
 def leave_memory(st: HostState, v: int, ppn: int, state: int) -> int:
     """A page that has a frame moves to `state` (BALLOONED, SWAPPED or UNTOUCHED).
 
@@ -96,7 +96,7 @@ def _leave_swap(st: HostState, v: int, slot: int) -> None:
     st.vms[v].swapped -= 1
 
 
-@kernel
+@small
 def _swap_in(st: HostState, v: int, slot: int) -> int:
     """Read a page back: from swap, or from the guest's disk if it was dropped. As `bring_in`."""
     host = st.host[0]
@@ -117,7 +117,7 @@ def _swap_in(st: HostState, v: int, slot: int) -> int:
     return cost
 
 
-@kernel
+@small
 def bring_in(st: HostState, v: int, ppn: int) -> int:
     """Give the page a frame if it has none. Returns the cost in ns of one page, or why not."""
     host = st.host[0]
@@ -142,7 +142,7 @@ def bring_in(st: HostState, v: int, ppn: int) -> int:
     return 0
 
 
-@kernel
+@small
 def write(st: HostState, v: int, ppn: int, word: int) -> int:
     """The guest writes `word` to a page that has a frame. Returns the cost, or why it stalls.
 
@@ -179,7 +179,7 @@ def write(st: HostState, v: int, ppn: int, word: int) -> int:
     return cost
 
 
-@kernel
+@small
 def touch(st: HostState, v: int, ppn: int, is_write: int, word: int) -> int:
     """The guest reads a page, or writes `word` to it. Returns the cost in ns, or why it stalls.
 

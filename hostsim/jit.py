@@ -184,7 +184,10 @@ def _field(context: Any, builder: Any, typ: Arrays, value: Any, attr: str) -> An
 
     def load(column: int) -> Any:
         at = builder.gep(table, [ir.Constant(word, row + column)])
-        return builder.load(at)
+        found = builder.load(at)
+        # No kernel writes to the table: without this each store makes LLVM load addresses again.
+        found.set_metadata("invariant.load", builder.module.add_metadata([]))
+        return found
 
     shape = [load(1 + axis) for axis in range(array_type.ndim)]
     item_bytes = context.get_abi_sizeof(context.get_data_type(array_type.dtype))

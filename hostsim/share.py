@@ -90,7 +90,7 @@ def stale_remove(st: HostState, i: int) -> None:
     st.stale_page[i] = -1
 
 
-@kernel
+@small
 def drop_hint(st: HostState, v: int, ppn: int) -> int:
     """End the hint that a page owns, if any. Returns 1 when there was one and it was stale."""
     slot = st.vms[v].base_slot + ppn
@@ -111,7 +111,7 @@ def drop_hint(st: HostState, v: int, ppn: int) -> int:
     return 1
 
 
-@kernel
+@small
 def rewrite(st: HostState, v: int, ppn: int, word: int) -> None:
     """A RESIDENT page now holds `word`. Its hint, if any, is stale while the contents differ."""
     slot = st.vms[v].base_slot + ppn
@@ -134,7 +134,7 @@ def rewrite(st: HostState, v: int, ppn: int, word: int) -> None:
     st.content[slot] = word
 
 
-@kernel
+@small
 def _to_shared(st: HostState, v: int, ppn: int) -> int:
     """A RESIDENT page becomes a reference to the shared frame of its content.
 
@@ -150,7 +150,7 @@ def _to_shared(st: HostState, v: int, ppn: int) -> int:
     return kind
 
 
-@kernel
+@small
 def match(st: HostState, v: int, ppn: int, insert_hint: int) -> int:
     """Look up the content of a RESIDENT page and share it if an equal frame is indexed.
 
@@ -183,7 +183,7 @@ def match(st: HostState, v: int, ppn: int, insert_hint: int) -> int:
     return 0
 
 
-@kernel
+@small
 def scan_page(st: HostState, v: int, ppn: int) -> None:
     """The candidate step of [P 4.3] for one page that has a frame."""
     host = st.host[0]

@@ -37,7 +37,7 @@ def is_victim(st: HostState, slot: int) -> bool:
     return state == RESIDENT
 
 
-@kernel
+@small
 def find_victim(st: HostState, v: int, key: np.uint64, draw: int) -> int:
     """A random victim, or -1 when no page of the VM would free a frame."""
     vm = st.vms[v]
@@ -75,7 +75,7 @@ def write_one(st: HostState) -> None:
     host.swap_cluster_left -= 1
 
 
-@kernel
+@small
 def page_out(st: HostState, v: int, ppn: int) -> None:
     """Share the victim if an equal frame is indexed, drop it if the guest's disk has it, otherwise
     write it to swap."""

@@ -23,16 +23,22 @@ _PERMILLE = np.uint64(1000)
 
 
 @small
-def zipf_rank(word: np.uint64, n: int) -> int:
-    """Rank in [0, n) from a 64-bit draw, Zipf with exponent 1 up to steps of a factor of two, for n
-    up to 2**27.
-
-    Ranks fall into octaves [0], [1, 2], [3..6], ... of equal weight (the last by its part), and are
-    uniform inside one: integers only, so every CPU draws the same.
-    """
+def octaves_of(n: int) -> int:
+    """Whole octaves [0], [1, 2], [3..6], ... of which n ranks have more than all."""
     octaves = 0
     while (2 << octaves) - 1 < n:
         octaves += 1
+    return octaves
+
+
+@small
+def zipf_rank(word: np.uint64, n: int, octaves: int) -> int:
+    """Rank in [0, n) from a 64-bit draw, Zipf with exponent 1 up to steps of a factor of two, for n
+    up to 2**27.
+
+    Ranks fall into octaves (`octaves_of` n) of equal weight, the last by its part, and are uniform
+    inside one: integers only, so every CPU draws the same.
+    """
     full = i64(1) << octaves
     part = n - (full - 1)
     total = octaves * full + part
@@ -183,6 +189,7 @@ def touch_in_order(
     key = rng.stream(st.host[0].seed, rng.TOUCH, vm.vm, st.host[0].tick)
     loud, active, sweep = st.loud, vm.active, vm.sweep
     left = vm.left_ns
+    octaves = octaves_of(reach)
     while done < n and left >= touch_ns:
         word = rng.mix(key + np.uint64(done) * _WEYL)
         is_write = is_write_of(word, writes)
@@ -198,7 +205,7 @@ def touch_in_order(
             elif locality == UNIFORM:
                 rank = place_of(by_rank, reach)
             else:
-                rank = zipf_rank(by_rank, reach)
+                rank = zipf_rank(by_rank, reach, octaves)
             offset = active - 1 - rank
         if offset < 0:
             vm.left_ns = left

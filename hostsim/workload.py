@@ -13,7 +13,7 @@ from hostsim.jit import i64, kernel
 from hostsim.lost import lose, pay_debts, settle
 from hostsim.program import KEEP
 from hostsim.state import BLOCKED, CPU, N_CAUSES, SCAN_CPU, HostState, slot_unit
-from hostsim.touch import touch_window, zipf_rank
+from hostsim.touch import octaves_of, touch_window, zipf_rank
 
 NS_PER_MS = 1_000_000
 
@@ -141,8 +141,10 @@ def transmit(st: HostState, v: int, n: int, n_slots: int) -> None:
     host = st.host[0]
     vm = st.vms[v]
     key = rng.stream(host.seed, rng.TRANSMIT, vm.vm, host.tick)
+    n_pages = n_slots * host.sample
+    octaves = octaves_of(n_pages)
     for i in range(n):
-        ppn = zipf_rank(rng.word(key, i), n_slots * host.sample) // host.sample
+        ppn = zipf_rank(rng.word(key, i), n_pages, octaves) // host.sample
         cost = guest.access(st, v, ppn, 0)
         going = settle(st, v, cost)
         if cost >= 0:

@@ -78,7 +78,11 @@ def touch_all(
             offset = (int(vm.sweep) + done) % active
         elif locality == ZIPF:
             second = Draws(word).word(1)
-            offset = active - 1 - int(touch.zipf_rank(np.uint64(second), active))
+            offset = (
+                active
+                - 1
+                - int(touch.zipf_rank(np.uint64(second), active, touch.octaves_of(active)))
+            )
         else:
             offset = (word >> 32) * active >> 32
         ppn = int(vm.kernel) + (window + offset) % span

@@ -120,7 +120,9 @@ def test_zipf_touches_halve_with_every_doubling_of_rank() -> None:
 def test_a_partial_octave_has_its_part_of_the_weight(n: int, weights: list[int]) -> None:
     """[0], [1, 2], and of [3..6] what there is, at the weight a page would have in the whole."""
     words = np.random.default_rng(3).integers(0, 1 << 64, 20_000, np.uint64, endpoint=False)
-    counts = np.bincount([touch.zipf_rank(word, n) for word in words], minlength=n)
+    counts = np.bincount(
+        [touch.zipf_rank(word, n, touch.octaves_of(n)) for word in words], minlength=n
+    )
     assert len(counts) == n
     expected = np.array(weights, float) * 20_000 / sum(weights)
     assert (abs(counts - expected) <= 5 * expected**0.5).all()
