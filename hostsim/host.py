@@ -241,8 +241,9 @@ class Host:
         for vm in vms:
             if vm.image not in self.images:
                 self.images.append(vm.image)
-        layouts = [compose(image, self.seed, self.sample) for image in self.images[known:]]
-        self.state = tenancy.with_patterns(self.state, layouts)
+        if len(self.images) > known:
+            layouts = tenancy.patterns(tuple(self.images), self.seed, self.sample)
+            self.state = replace(self.state, **layouts)
 
     def _change_ranges(self, ranges: Ranges) -> None:
         self.state = contents.move(self.state, self.ranges, ranges)

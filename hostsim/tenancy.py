@@ -5,6 +5,7 @@ VMs that come at one time are let in together: each array is made anew once, not
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from hostsim.composition import Composition, class_base
+from hostsim.composition import Composition, class_base, compose
+from hostsim.guest_config import GuestImage
 from hostsim.load import fill_vm, program_slots
 from hostsim.spec import VmSpec
-from hostsim.state import VM, HostState, empty, window_space
+from hostsim.state import VM, Array, HostState, empty, window_space
 
 _NO_VM = dict.fromkeys(VM.names or (), 0)
 Row = SimpleNamespace
@@ -35,13 +37,13 @@ def filled(spec: VmSpec, layout: Composition, host: Any, salt: int) -> Row:
     return row
 
 
-def with_patterns(st: HostState, layouts: Sequence[Composition]) -> HostState:
-    """The arrays with more images' patterns."""
-    if not layouts:
-        return st
+@functools.lru_cache(maxsize=64)
+def patterns(images: tuple[GuestImage, ...], seed: int, sample: int) -> dict[str, Array]:
+    """The layouts of images as the state has them. No kernel writes to them: hosts that know the
+    same images have the same arrays, which are a quarter of a MiB."""
+    layouts = [compose(image, seed, sample) for image in images]
     names = ("kinds", "ranks", "class_counts", "periods")
-    more = {name: np.stack([getattr(layout, name) for layout in layouts]) for name in names}
-    return replace(st, **{name: np.concatenate([getattr(st, name), more[name]]) for name in names})
+    return {name: np.stack([getattr(layout, name) for layout in layouts]) for name in names}
 
 
 def with_rows(st: HostState, n: int) -> HostState:
