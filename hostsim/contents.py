@@ -50,16 +50,12 @@ Ranges = dict[Key, Range]
 
 def keys_of(row: Any) -> tuple[Key, Key, Key, Key]:
     """The ranges that a VM (its VM row) draws from: zero, image, application, duplicates."""
-    names = ("vm", "salt", "image_family", "app_family")
-    if isinstance(row, np.void):
-        vm, salt, image, application = (int(row[name]) for name in names)
-    else:
-        vm, salt, image, application = (getattr(row, name) for name in names)
+    salt = int(row.salt)
     return (
         Key(ZERO_RANGE, 0, salt),
-        Key(IMAGE_RANGE, image, salt),
-        Key(APPLICATION_RANGE, application, salt),
-        Key(DUPLICATE_RANGE, vm, salt),
+        Key(IMAGE_RANGE, int(row.image_family), salt),
+        Key(APPLICATION_RANGE, int(row.app_family), salt),
+        Key(DUPLICATE_RANGE, int(row.vm), salt),
     )
 
 

@@ -248,11 +248,11 @@ class Host:
     def _change_ranges(self, ranges: Ranges) -> None:
         self.state = contents.move(self.state, self.ranges, ranges)
         self.ranges = ranges
-        vms = self.state.vms.view(np.ndarray)
-        for v in np.flatnonzero(vms["vm"] >= 0).tolist():
-            names = ("zero", "image_base", "app_base", "dup_base")
-            for name, key in zip(names, contents.keys_of(vms[v]), strict=True):
-                vms[name][v] = ranges[key].base
+        for v in np.flatnonzero(self.state.vms["vm"] >= 0):
+            row = self.state.vms[v]
+            row.zero, row.image_base, row.app_base, row.dup_base = (
+                ranges[key].base for key in contents.keys_of(row)
+            )
 
     def _reorder(self) -> None:
         st = self.state
