@@ -8,11 +8,7 @@ models are validated with `units.FILE` in their context there.
 
 from __future__ import annotations
 
-import ast
-import inspect
-import textwrap
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
@@ -292,24 +288,6 @@ def _models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
                 yield from _models(found)
 
 
-def _docstrings(model: type[BaseModel]) -> dict[str, str]:
-    """What is said below each field. pydantic would look for it whenever the module is imported,
-    which took a fifth of the time that a scenario's check takes; only the schema has use for it."""
-    found: dict[str, str] = {}
-    for one in reversed(model.__mro__):
-        if not issubclass(one, BaseModel) or one is BaseModel:
-            continue
-        (body,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
-        assert isinstance(body, ast.ClassDef)
-        for field, text in pairwise([*body.body, ast.Pass()]):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                found.pop(field.target.id, None)  # of a parent's field, which this one replaces
-                match text:
-                    case ast.Expr(ast.Constant(str(words))):
-                        found[field.target.id] = inspect.cleandoc(words)
-    return found
-
-
 def schema() -> dict[str, Any]:
     """JSON Schema of the scenario format, for editors."""
     found = Scenario.model_json_schema()
@@ -317,10 +295,7 @@ def schema() -> dict[str, Any]:
     found["title"] = "esxsim scenario"
     for model in _models(Scenario):
         keys = (found if model is Scenario else found["$defs"][model.__name__])["properties"]
-        docstrings = _docstrings(model)
         for name, field in model.model_fields.items():
-            if name in docstrings:
-                keys[name].setdefault("description", docstrings[name])
             if "default" in keys[name]:
                 words = scenario_text.in_words(scenario_text.of_field(field), field.default)
                 keys[name]["default"] = words

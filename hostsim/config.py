@@ -30,7 +30,9 @@ IdleTax = Annotated[Permille, Field(le=990)]
 class FrozenModel(BaseModel):
     """Immutable, strict about keys: an unknown key is an error, never ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Sharing(FrozenModel):
