@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from hostsim import invariants, snapshot
+from hostsim import invariants, snapshot, tick
 from hostsim.config import Disk, HostConfig, VmConfig
 from hostsim.guest_config import ContentMix, ContentTable, GuestImage, Phase, Workload
 from hostsim.host import Host
@@ -159,6 +159,16 @@ def run(host: Host, duration_ms: int) -> Array:
     changes = host.advance(duration_ms)
     invariants.check(host.state)
     return changes
+
+
+def steps_of(host: Host, duration_ms: int) -> list[int]:
+    """Lengths of the steps of so much time, in ms; checks as `run`."""
+    found, end_ms = [], counter(host, "now_ms") + duration_ms
+    while counter(host, "now_ms") < end_ms:
+        tick.step(host.state)
+        found.append(counter(host, "dt_ms"))
+    invariants.check(host.state)
+    return found
 
 
 def run_until_booted(host: Host, limit_ms: int = 10 * MINUTE) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import naive_policy
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hostsim import allocate
@@ -167,7 +167,6 @@ def claims(draw: st.DrawFn) -> tuple[int, int, list[tuple[int, float, int, int]]
     return total, draw(TAXES), vms
 
 
-@settings(deadline=None)
 @given(claims())
 def test_targets_equal_those_of_an_exact_solver_within_one_slot(given_: Any) -> None:
     total, tax, vms = given_
@@ -181,7 +180,6 @@ def test_targets_equal_those_of_an_exact_solver_within_one_slot(given_: Any) -> 
     assert max(abs(a - b) for a, b in zip(found, exact, strict=True)) <= 1
 
 
-@settings(deadline=None)
 @given(claims())
 def test_targets_keep_to_their_bounds_and_use_all_memory(given_: Any) -> None:
     total, tax, vms = given_
@@ -192,7 +190,6 @@ def test_targets_keep_to_their_bounds_and_use_all_memory(given_: Any) -> None:
     assert sum(found) == max(min(total, caps), lows)
 
 
-@settings(deadline=None)
 @given(claims(), st.integers(0, 6), st.sampled_from([2, 10]))
 def test_more_shares_never_get_less(given_: Any, which: int, factor: int) -> None:
     """Nor does a VM lose by a rise in its active memory. One slot is left to rounding."""
@@ -216,7 +213,6 @@ def test_more_shares_get_more_also_where_what_is_active_does_not_fit() -> None:
     assert more == pytest.approx([850, 100, 50], abs=1)
 
 
-@settings(deadline=None)
 @given(claims(), st.integers(2, 5))
 def test_equal_vms_differ_by_a_slot_at_most_and_the_lower_id_has_it(given_: Any, n: int) -> None:
     total, tax, vms = given_
@@ -225,7 +221,6 @@ def test_equal_vms_differ_by_a_slot_at_most_and_the_lower_id_has_it(given_: Any,
     assert found[0] - found[-1] <= 1
 
 
-@settings(deadline=None)
 @given(claims())
 def test_without_a_tax_activity_does_not_matter(given_: Any) -> None:
     total, _, vms = given_
@@ -268,7 +263,6 @@ def test_a_balloon_makes_the_guest_live_in_its_target() -> None:
     assert allocate.balloon_target(1000, 300, 800, 0, 500) == 200
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 1 << 20),
     st.floats(0, 1),

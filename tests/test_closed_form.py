@@ -21,11 +21,12 @@ from host_builders import (
     power_on,
     row_of,
     run,
+    steps_of,
 )
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostsim import closed_form, invariants, tick
+from hostsim import closed_form
 from hostsim.host import Host
 from hostsim.units import MIB
 
@@ -71,16 +72,6 @@ def quiet(tick_ms: int, seed: int = 1, *, vms: int = 8, interval_ms: int = PERIO
     busy = make_phase(active=4 * MIB, memory=12 * MIB, touch_interval=interval_ms)
     power_on(host, *(make_spec(vm, 16 * MIB, busy) for vm in range(1, vms + 1)))
     return host
-
-
-def steps_of(host: Host, duration_ms: int) -> list[int]:
-    """Lengths of the steps of so much time, in ms."""
-    found, end_ms = [], counter(host, "now_ms") + duration_ms
-    while counter(host, "now_ms") < end_ms:
-        tick.step(host.state)
-        found.append(counter(host, "dt_ms"))
-    invariants.check(host.state)
-    return found
 
 
 def test_a_quiet_host_makes_one_step_of_a_tick() -> None:

@@ -108,7 +108,7 @@ def words_of(host: Host, vm: int) -> Array:
 # The pattern
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(content=tables(), growth=tables(uses=("cache", "anon", "free")))
 def test_any_length_has_the_floor_or_the_ceiling_of_each_part(
     content: ContentTable, growth: ContentTable
@@ -129,7 +129,7 @@ def test_any_length_has_the_floor_or_the_ceiling_of_each_part(
             assert (counts <= -(-weight * lengths // total)).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(content=tables(), n_slots=st.integers(0, 5000))
 def test_counts_of_classes_are_those_of_the_pattern_repeated(
     content: ContentTable, n_slots: int

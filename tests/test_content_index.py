@@ -238,7 +238,7 @@ OPERATION = st.tuples(
 
 
 @pytest.mark.parametrize("hash_page", [constant, equal_below_48_bits, hash64])
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(derandomize=True, max_examples=60)
 @given(operations=st.lists(OPERATION, min_size=20, max_size=80))
 def test_every_page_reads_what_was_written_whatever_collides(
     hash_page: Hash, operations: list[tuple[str, int, int, bytes]]

@@ -106,7 +106,7 @@ def sharing_host(**sharing: Any) -> Host:
 KEYS = [Key(kind, family, salt) for kind in range(4) for family in (1, 2) for salt in (0, 3)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.tuples(st.booleans(), st.dictionaries(st.sampled_from(KEYS), st.integers(0, 50))),

@@ -253,7 +253,7 @@ NOT_DONE = {"ignored", "refused", "refused_set"}
 
 
 @given(epochs=st.lists(st.lists(ACTS, max_size=6), max_size=6))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 def test_hosts_accept_every_order_and_everything_due_is_told(
     crowded: Plans, epochs: list[list[tuple[str, VmId, EventValues]]]
 ) -> None:

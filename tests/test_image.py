@@ -270,7 +270,7 @@ def test_an_image_that_does_not_fit_its_spec_changes_nothing() -> None:
 # Histories
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(some.data())
 def test_vms_that_move_to_and_fro_keep_every_truth(data: some.DataObject) -> None:
     """Two starving hosts with other salting exchange VMs, or refuse to, at random moments."""

@@ -63,7 +63,7 @@ def test_packing_and_unpacking_gives_the_same_image(vm: int) -> None:
             host.advance(10 * SECOND)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(some.data())
 def test_damaged_bytes_raise_one_error(data: some.DataObject) -> None:
     damaged = bytearray(image.pack(export_vm(snapshot.load(starved()), VmId(1))))

@@ -189,7 +189,7 @@ def test_files_that_unpack_to_too_much_are_refused(
         read(path)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(some.data())
 def test_a_damaged_file_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, data: some.DataObject

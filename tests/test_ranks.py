@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hostsim import ranks
@@ -28,7 +28,6 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-@settings(deadline=None)  # the first call compiles
 @given(values=BYTES)
 def test_every_rank_is_the_page_that_a_plain_count_finds(name: str, values: list[int]) -> None:
     kind, states, use = KINDS[name]

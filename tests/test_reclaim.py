@@ -19,7 +19,7 @@ from host_builders import (
     row_of,
     run,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hostsim import reclaim
@@ -158,7 +158,6 @@ def test_the_margin_is_a_part_of_host_memory() -> None:
     assert (at.down_soft, at.down_hard, at.down_low) == (4000, 2000, 1000)
 
 
-@settings(deadline=None)
 @given(
     st.integers(64 * MIB, 1 << 42),
     st.sampled_from([1, 16, 64]),
@@ -182,13 +181,11 @@ def test_thresholds_and_levels_equal_those_of_the_twin(
             assert step(at, level, free) == naive_policy.next_level(twin, level, free)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1 << 42), st.integers(0, 1 << 30))
 def test_more_memory_never_has_less_minfree(memory: int, more: int) -> None:
     assert minfree_bytes(memory) <= minfree_bytes(memory + more) <= minfree_bytes(memory) + more
 
 
-@settings(deadline=None)
 @given(st.integers(0, 3), st.integers(0, 20_000), st.integers(0, 20_000))
 def test_more_free_memory_never_leads_to_a_lower_level(level: int, one: int, other: int) -> None:
     at = thresholds(Reclaim(), MEMORY, 1)

@@ -108,7 +108,7 @@ def test_a_reading_workload_stays_within_pages_in_use_and_changes_nothing() -> N
 
 @pytest.mark.parametrize("salting", ["none", "vm"])
 @given(data=some.data())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_the_twin_agrees_on_random_hashes(salting: str, data: some.DataObject) -> None:
     """Contents shared across VMs, events in and out of memory; ample memory, and too little."""
     frames = data.draw(some.sampled_from([200, 50]))

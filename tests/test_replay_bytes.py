@@ -114,7 +114,7 @@ def test_rows_that_lead_astray_are_refused(array: str, field: str, at: int, valu
         snapshot.load(changed(array, dtype, field, at, value))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(some.data())
 def test_a_host_with_one_other_value_is_refused_or_runs(data: some.DataObject) -> None:
     body = body_of(saved())

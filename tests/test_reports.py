@@ -152,7 +152,7 @@ def test_consolidation_agrees_with_numpy() -> None:
     assert report["cost"]["swap_in_pages"] == hosts["swap_in_pages"].sum()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.lists(st.integers(1, 9), min_size=1, max_size=8))
 def test_batching_does_not_show(seed: int, spans: list[int]) -> None:
     run = Synthetic(n_hosts=2, vms_per_host=7, epochs=sum(spans), seed=seed)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hostsim import rng
@@ -93,13 +93,11 @@ def test_draws_are_pinned_so_that_no_change_goes_unnoticed() -> None:
     assert [below(key, i, 1000) for i in range(8)] == [987, 14, 527, 327, 827, 802, 742, 421]
 
 
-@settings(deadline=None)
 @given(WORDS)
 def test_the_compiled_mixer_equals_plain_integers(word: int) -> None:
     assert int(mix(np.uint64(word))) == plain_mix(word)
 
 
-@settings(deadline=None)
 @given(SEEDS, st.integers(1, 7), OWNERS, TICKS)
 def test_the_compiled_stream_equals_plain_integers(
     seed: int, purpose: int, owner: int, tick: int
@@ -107,7 +105,6 @@ def test_the_compiled_stream_equals_plain_integers(
     assert int(stream(seed, purpose, owner, tick)) == plain_stream(seed, purpose, owner, tick)
 
 
-@settings(deadline=None)
 @given(WORDS, st.integers(0, 1 << 40), st.integers(1, (1 << 32) - 1))
 def test_the_compiled_draw_equals_plain_integers_and_stays_below_its_bound(
     key: int, index: int, bound: int
@@ -117,7 +114,6 @@ def test_the_compiled_draw_equals_plain_integers_and_stays_below_its_bound(
     assert 0 <= found < bound
 
 
-@settings(deadline=None)
 @given(WORDS, st.integers(0, 1 << 20), st.integers(1, 1 << 20))
 def test_compiled_and_uncompiled_draws_agree(key: int, index: int, bound: int) -> None:
     with np.errstate(over="ignore"):
@@ -203,7 +199,6 @@ def test_the_same_index_of_successive_ticks_is_uniform() -> None:
     assert chi_square(pairs) < chi_square_bound(255)
 
 
-@settings(deadline=None)
 @given(WORDS, st.integers(0, 63))
 def test_one_input_bit_changes_about_half_of_the_output(word: int, bit: int) -> None:
     """Avalanche: between 8 and 56 of 64 bits; a fair mixer leaves this band once in 10^10."""

@@ -213,7 +213,7 @@ def test_the_full_scenario_is_valid(fuzz_folder: Path) -> None:
 
 
 @given(data=mutated())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_mutated_scenario_loads_or_is_refused(fuzz_folder: Path, data: Any) -> None:
     path = write(fuzz_folder, data, "fuzz.yaml")
     try:

@@ -19,7 +19,7 @@ from hostsim.state import ARRAYS
 from hostsim.units import MIB
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(some.data())
 def test_a_flipped_byte_is_found(data: some.DataObject) -> None:
     damaged = bytearray(starved())
@@ -30,7 +30,7 @@ def test_a_flipped_byte_is_found(data: some.DataObject) -> None:
         snapshot.load(bytes(damaged))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(some.data())
 def test_missing_and_added_bytes_are_found(data: some.DataObject) -> None:
     whole = starved()
@@ -40,7 +40,7 @@ def test_missing_and_added_bytes_are_found(data: some.DataObject) -> None:
             snapshot.load(damaged)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(some.binary(max_size=300))
 def test_random_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(PackingError):
@@ -56,14 +56,14 @@ VALUES = some.recursive(
 KEYS = ("host", "config", "seed", "sample", "tick_ms", "images", "specs", "ranges", "arrays")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(some.dictionaries(some.sampled_from(KEYS) | some.text(), VALUES))
 def test_another_body_with_a_right_digest_is_refused(body: dict[str, Any]) -> None:
     with pytest.raises(PackingError):
         snapshot.load(packing.seal(snapshot.KIND, body))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(some.data())
 def test_a_body_with_one_other_value_is_refused_or_runs(data: some.DataObject) -> None:
     """Whatever the value: what is read without an error goes on without one."""

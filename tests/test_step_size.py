@@ -23,6 +23,7 @@ from host_builders import (
     make_spec,
     power_on,
     run,
+    steps_of,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,15 +39,6 @@ TICKS, SEEDS = (1, 10, 60), (1, 2, 3, 4)
 STATE_PART, MEMORY_PART, SLOWDOWN_PART = 0.02, 0.05, 0.05
 """Bounds against a tick of 1 s: part of the time in a reclamation state; any quantity of memory, as
 a part of what is configured; mean slowdown, relative."""
-
-
-def steps_of(host: Host, duration_ms: int) -> list[int]:
-    """Lengths of the steps of so much time, in ms."""
-    found, end_ms = [], counter(host, "now_ms") + duration_ms
-    while counter(host, "now_ms") < end_ms:
-        tick.step(host.state)
-        found.append(counter(host, "dt_ms"))
-    return found
 
 
 def growing(memory: int, growth: int, **options: Any) -> Host:

@@ -37,7 +37,6 @@ from hostsim.units import MIB
 # How often
 
 
-@settings(deadline=None)
 @given(st.integers(1, 100_000), st.integers(1, 100_000), st.integers(0, 200))
 def test_a_mechanism_runs_as_often_as_its_period_fits(period_ms: int, dt_ms: int, n: int) -> None:
     """floor(t / p) - floor((t - dt) / p) times in the step that ends at t; over all steps exactly
@@ -179,7 +178,7 @@ def test_a_scan_time_sets_the_rate_by_the_vms_size() -> None:
         assert counter(host, "scanned") == pytest.approx(in_slots(size), rel=0.002)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.integers(1, 10**8), st.integers(1, 60_000), st.integers(1, 300), st.sampled_from([1, 3, 512])
 )

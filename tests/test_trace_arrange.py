@@ -75,7 +75,7 @@ _READING = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(_VM, min_size=4, max_size=8), st.lists(_READING, max_size=30))
 def test_whatever_is_arranged_can_be_stored_and_loaded(
     tmp_path_factory: pytest.TempPathFactory, vms: Any, readings: Any

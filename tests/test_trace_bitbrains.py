@@ -192,7 +192,7 @@ def twin(lines: Sequence[str]) -> tuple[list[tuple[int, int]], Counter[str]]:
     return good, bad
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(st.one_of(_GOOD, _ANY, _SHORT), _BLANK), min_size=1, max_size=25))
 def test_bitbrains_csv_agrees_with_a_parser_by_cells(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[tuple[str, ...], str]]

@@ -80,7 +80,7 @@ def traces(draw: st.DrawFn) -> Trace:
 
 
 @given(traces(), st.integers(0, 150), st.integers(1, 150), st.randoms())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_rows_agree_with_the_plain_twin(trace: Trace, start: int, length: int, pick: Any) -> None:
     start_ms, duration_ms = start * 1000, length * 1000
     found = running(trace, start_ms, duration_ms)

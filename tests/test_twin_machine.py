@@ -340,7 +340,6 @@ def test_fast_host_and_literal_twin_agree_after_every_operation() -> None:
         settings=settings(
             max_examples=20,
             stateful_step_count=40,
-            deadline=None,
             derandomize=True,
             suppress_health_check=CHECKS,
         ),
@@ -355,7 +354,6 @@ def test_fast_host_and_literal_twin_agree_on_new_examples() -> None:
         settings=settings(
             max_examples=300,
             stateful_step_count=60,
-            deadline=None,
             print_blob=True,
             database=None,
             suppress_health_check=CHECKS,

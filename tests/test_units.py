@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -160,14 +160,12 @@ BYTE_UNITS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}
 NS_UNITS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "min": 60 * 10**9, "h": 3600 * 10**9}
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1024), st.sampled_from(sorted(BYTE_UNITS)))
 def test_a_size_written_with_any_unit_is_read_back(n: int, unit: str) -> None:
     assert read("memory", f"{n} {unit}") == n * BYTE_UNITS[unit]
     assert read("rate", f"{n} {unit}/s") == n * BYTE_UNITS[unit]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 59), st.sampled_from(sorted(NS_UNITS)))
 def test_a_latency_written_with_any_unit_is_read_back(n: int, unit: str) -> None:
     if unit == "h":
@@ -175,13 +173,11 @@ def test_a_latency_written_with_any_unit_is_read_back(n: int, unit: str) -> None
     assert read("latency", f"{n} {unit}") == n * NS_UNITS[unit]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1000))
 def test_a_part_written_as_a_percentage_is_read_back(permille: int) -> None:
     assert read("part", f"{permille // 10}.{permille % 10} %") == permille
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**9), st.integers(0, 3))
 def test_decimals_are_exact_and_never_pass_through_a_float(thousandths: int, digits: int) -> None:
     """0.1 s is 100 ms and 0.3 s is 300 ms: no binary fraction comes in between."""
@@ -218,14 +214,12 @@ def test_slots_round_to_nearest_with_ties_up(size: int, sample: int, expected: i
     assert slots(size, sample) == expected
 
 
-@settings(deadline=None)
 @given(st.integers(0, MEMORY_BYTES_MAX), st.sampled_from([1, 2, 16, 64, 4096]))
 def test_slots_are_within_half_a_slot_of_the_size(size: int, sample: int) -> None:
     exact = Fraction(size, PAGE_SIZE * sample)
     assert -Fraction(1, 2) < slots(size, sample) - exact <= Fraction(1, 2)
 
 
-@settings(deadline=None)
 @given(st.integers(0, MEMORY_BYTES_MAX), st.integers(0, MEMORY_BYTES_MAX), st.sampled_from([1, 64]))
 def test_more_memory_never_has_fewer_slots(one: int, other: int, sample: int) -> None:
     assert (slots(one, sample) - slots(other, sample)) * (one - other) >= 0

@@ -200,19 +200,19 @@ def survives(content: bytes) -> None:
 
 
 @given(st.lists(YAML_TOKENS | YAML_CHARACTERS, max_size=60).map("".join))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_fuzz_of_near_yaml(text: str) -> None:
     survives(text.encode())
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_fuzz_of_bytes(content: bytes) -> None:
     survives(content)
 
 
 @given(st.text(max_size=200))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_fuzz_of_text(text: str) -> None:
     survives(text.encode("utf-8", "surrogatepass"))
 
@@ -232,7 +232,7 @@ PLAIN = st.recursive(
 
 
 @given(PLAIN)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_what_the_product_writes_it_reads_again(data: Any) -> None:
     # scenario.yaml of a run is written by PyYAML, which reads YAML 1.1 where this reads 1.2.
     text = yaml.safe_dump({"data": data, "end": 1}, sort_keys=False)
