@@ -27,9 +27,10 @@ from hostsim.packing import (
     unpack_spec,
     unseal,
 )
+from hostsim.records import VM
 from hostsim.snapshot import ranges_of, to_host, to_local
 from hostsim.spec import VmSpec
-from hostsim.state import HINT, KIND, N_CAUSES, RESIDENT, SHARED, STALE, STATE, STATES, VM, Array
+from hostsim.state import HINT, KIND, N_CAUSES, RESIDENT, SHARED, STALE, STATE, STATES, Array
 from hostsim.units import VmId
 
 PACKED_AS = "vm"

@@ -92,8 +92,11 @@ _OPTIONS: dict[str, Any] = {
 slower. A division by zero is a bug that tests find in uncompiled runs, not worth a branch each."""
 
 
+_INTERPRETED = bool(getattr(numba.config, "DISABLE_JIT"))  # noqa: B009  numba declares no setting
+
+
 def _dispatched(function: Function, caches: bool, options: dict[str, Any]) -> Function:
-    if getattr(numba.config, "DISABLE_JIT"):  # noqa: B009  numba declares none of its settings
+    if _INTERPRETED:
         return function
     found = Kernel(function, options)
     if caches:
@@ -204,3 +207,30 @@ def _field(context: Any, builder: Any, typ: Arrays, value: Any, attr: str) -> An
         meminfo=None,
     )
     return array._getvalue()
+
+
+def _fetch(typingctx: Any, array: Any, index: Any) -> Any:
+    """LLVM's prefetch of one element's cache line, to be written to, into every level."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        options = [ir.Constant(word, option) for option in (1, 3, 1)]
+        builder.call(prefetch, [builder.bitcast(builder.gep(data, [args[1]]), byte), *options])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), codegen
+
+
+def _fetch_nothing(array: npt.NDArray[Any], index: int) -> None:
+    """Interpreted, nothing is asked for early."""
+
+
+fetch = cast(
+    Callable[[npt.NDArray[Any], int], None],
+    _fetch_nothing if _INTERPRETED else extending.intrinsic(_fetch),
+)
+"""fetch(array, index): ask memory for an element of a vector that will be needed soon. A hint:
+nothing waits for it, and it may lie outside the vector."""

@@ -16,9 +16,10 @@ import numpy as np
 from hostsim.config import VmConfig
 from hostsim.guest_config import TRANSMIT_MAX, GuestImage
 from hostsim.program import KEEP, LOCALITIES, ROW, Rows
+from hostsim.records import HOST, VM
 from hostsim.replay import EVENT, Replay, require_sound
 from hostsim.spec import VmSpec
-from hostsim.state import HOST, N_CAUSES, VM, Array
+from hostsim.state import N_CAUSES, Array
 from hostsim.units import VmId, pages
 
 Result = TypeVar("Result")

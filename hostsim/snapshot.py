@@ -36,6 +36,7 @@ from hostsim.packing import (
     unseal,
     whole,
 )
+from hostsim.records import VM
 from hostsim.replay import EVENT
 from hostsim.spec import VmSpec
 from hostsim.state import (
@@ -47,7 +48,6 @@ from hostsim.state import (
     STALE,
     STATE,
     UNIQUE,
-    VM,
     Array,
     HostState,
     empty,
@@ -56,7 +56,7 @@ from hostsim.state import (
 from hostsim.units import HostId, VmId
 
 KIND = "host"
-WINDOW_SPACE = ("loud", "heard", "heard_at", "n_heard", "powers")
+WINDOW_SPACE = ("loud", "heard", "heard_at", "n_heard", "powers", "ahead")
 DERIVED = ("kinds", "ranks", "class_counts", "periods", "scratch", "active", *WINDOW_SPACE)
 """Arrays that follow from the rest, or hold nothing between two calls."""
 POSITIONS = (

@@ -26,6 +26,7 @@ from numba.extending import typeof_impl
 
 from hostsim.jit import Arrays, address_table, i64, small
 from hostsim.program import ROW
+from hostsim.records import HOST, VM
 from hostsim.replay import EVENT
 
 UNTOUCHED, RESIDENT, SHARED, BALLOONED, SWAPPED = map(i64, range(5))
@@ -57,68 +58,8 @@ ZERO, IMAGE, APPLICATION, DUPLICATE, FRESH, POOL = map(i64, range(6))
 N_CLASSES = 6
 
 
-def _fields(kind: type, names: str) -> list[tuple[str, type]]:
-    return [(name, kind) for name in names.split()]
-
-
-HOST = np.dtype(
-    # Identity and time, then where reclamation stands.
-    _fields(np.int64, "host seed sample now_ms tick_ms pace_ms dt_ms tick intake rebalance level")
-    # Frames: machine = memory - reserve; free = machine - overhead - private - distinct.
-    # highmem: those of the machine that lie high, highmem_free: those of the free ones.
-    + _fields(np.int64, "machine highmem overhead free highmem_free distinct hint_frames")
-    # Thresholds in slots: enter a level below down_*, leave it upwards above up_*; goal: enough.
-    + _fields(np.int64, "goal down_soft down_hard down_low up_high up_soft up_hard level_free")
-    # Options, flattened from config once.
-    + _fields(np.int64, "scan_rate_total scan_rate_vm scan_time_ms sharing")
-    + _fields(np.int64, "balloon_poll_ms inflate_rate deflate_rate balloon_max_permille")
-    + _fields(np.int64, "balance_ms claim_touched deadband_sigmas sample_pages sample_ms")
-    + _fields(np.float64, "tax_k")
-    + _fields(np.int64, "swap_latency_ns swap_iops swap_cluster share_first map_clean")
-    + _fields(np.int64, "skip_overwritten cpus cow_ns scan_ns copy_ns copy_threshold remap")
-    # Carried remainders and budgets of the current step.
-    + _fields(np.int64, "scan_carry swap_io_carry swap_io_left swap_cluster_left scanned_last_step")
-    # Counters since the last measurement, in slots; CPU demand in permille of a core x ms.
-    + _fields(np.int64, "zero_fills scanned shares_made stale_hints cow_breaks cow_reuses inflated")
-    + _fields(np.int64, "deflated pops swap_outs swap_ins swap_drops swap_skips stale_reads remaps")
-    + _fields(np.int64, "double_pagings shared_before_swap guest_page_ins guest_page_outs copies")
-    + _fields(np.int64, "guest_refusals stalled_touches minor_faults cpu_demand_ms transmits"),
-    align=True,
-)
-"""Scalars of a host. Rates are pages a second x 1000; intake: millionths of a slot a ms."""
-
-VM = np.dtype(
-    _fields(np.int64, "vm base_slot size_slots reservation limit shares overhead overhead_due")
-    + _fields(np.int64, "vcpus sharing driver salt")
-    # Pages by state (slots); backed = BALLOONED pages that gave the host a frame or swap slot;
-    # swap_space = size - reservation, or what was swapped when the reservation was raised.
-    + _fields(np.int64, "untouched resident shared ballooned swapped backed swap_space")
-    # RESIDENT pages, and slots of overhead, whose frames lie in high memory.
-    + _fields(np.int64, "highmem overhead_highmem")
-    # Policy: what the VM should have, what its balloon should hold.
-    + _fields(np.int64, "target balloon_target balloon_max blocked touched_before gave")
-    # Content: families that it draws from, and where their ranges lie on this host.
-    + _fields(np.int64, "image_family app_family zero image_base app_base dup_base")
-    + _fields(np.int64, "pattern copies_permille copies_phase pool windows")
-    # Guest: unmovable slots first, then the boot footprint; brk = first slot never used.
-    + _fields(np.int64, "kernel footprint brk window span active guest_free cache anon")
-    + _fields(np.int64, "guest_swapped guest_swap booted boot_ms scrub_cursor lost_driver")
-    + _fields(np.int64, "free_cursor sweep gifts given disk_latency_ns disk_iops disk_io_left")
-    # Program: rows [program, program + program_len) and the one in force; replay the same way,
-    # and its next event; touchable: slots from the first that the workload may come to.
-    + _fields(np.int64, "program program_len row vm_clock repeat cycle_start_ms start_ms offset_ms")
-    + _fields(np.int64, "boot_end_ns replay replay_len event touchable")
-    # Clocks: executed VM time, what the last cost was for, work left undone.
-    + _fields(np.int64, "clock_ns left_ns cause backlog_ns on_ns touches serial")
-    # Sampler.
-    + _fields(np.int64, "period_start_ns samples periods")
-    + _fields(np.float64, "slow fast")
-    # Carried remainders; the touch to be tried again: 1 + 2 PPN + 1 if it writes, 0 = none.
-    + _fields(np.int64, "scan_carry inflate_carry deflate_carry touch_carry grow_carry")
-    + _fields(np.int64, "drift_carry disk_io_carry scrub_carry transmit_carry stalled"),
-    align=True,
-)
-"""Scalars of a VM. A row is free exactly when vm is -1. Sizes in slots, times as named."""
+AHEAD = 64
+"""Random pages chosen at a time: memory is asked for all before the first is looked at."""
 
 Array = npt.NDArray[Any]
 INT = np.dtype(np.int64)
@@ -157,6 +98,7 @@ class HostState:
     heard_at    (n_loud,) int32    the same: where in its list a place is
     n_heard     (2,) int64         the same: lengths of the lists
     powers      (64,) float64      the same
+    ahead       (AHEAD,) int64     the same: slots that will be looked at next
     """
 
     host: Array
@@ -188,6 +130,7 @@ class HostState:
     heard_at: Array
     n_heard: Array
     powers: Array
+    ahead: Array
     table: Array = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -232,6 +175,7 @@ ARRAYS: dict[str, tuple[np.dtype[Any], int]] = {
     "heard_at": (np.dtype(np.int32), 1),
     "n_heard": (INT, 1),
     "powers": (np.dtype(np.float64), 1),
+    "ahead": (INT, 1),
 }
 """Fields of HostState with dtype and number of dimensions."""
 
@@ -341,6 +285,7 @@ def empty(n_rows: int, n_samples: int, n_counters: int = 1) -> HostState:
         **window_space(0),
         n_heard=np.zeros(2, np.int64),
         powers=np.zeros(64, np.float64),
+        ahead=np.zeros(AHEAD, np.int64),
     )
 
 

@@ -16,8 +16,9 @@ import numpy as np
 from hostsim.composition import Composition, class_base, compose
 from hostsim.guest_config import GuestImage
 from hostsim.load import fill_vm, program_slots
+from hostsim.records import VM
 from hostsim.spec import VmSpec
-from hostsim.state import VM, Array, HostState, empty, window_space
+from hostsim.state import Array, HostState, empty, window_space
 
 _NO_VM = dict.fromkeys(VM.names or (), 0)
 Row = SimpleNamespace

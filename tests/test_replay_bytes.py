@@ -16,8 +16,9 @@ from replay_builders import CONTENTS, make_replay
 
 from hostsim import invariants, packing, replay, snapshot
 from hostsim.packing import PackingError
+from hostsim.records import VM
 from hostsim.replay import EVENT, READ
-from hostsim.state import ANON, FREE, KERNEL, VM
+from hostsim.state import ANON, FREE, KERNEL
 from hostsim.units import MIB
 
 A, F, K = int(ANON), int(FREE), int(KERNEL)

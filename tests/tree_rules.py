@@ -15,7 +15,7 @@ PACKAGES = ("hostsim", "cluster", "cluster.reproduction")
 
 LAYERS = [
     # One host. Policies and mechanisms over its state, the pipeline, the façade, then its bytes.
-    "hostsim.units hostsim.dispatch hostsim.rows",
+    "hostsim.units hostsim.dispatch hostsim.records hostsim.rows",
     "hostsim.jit",
     "hostsim.rng hostsim.config",
     "hostsim.guest_config",
