@@ -2,8 +2,9 @@
 
 A guest that touches an active set at random treats its pages alike, so what sampling finds in a
 period depends on numbers alone: how many pages the guest has, how many of them it touches. A tick
-of two sampling periods or more asks for long steps; a host makes them where all its guests are so,
-and memory is HIGH. Then nobody looks which pages a sample holds (tests/test_closed_form.py).
+of two sampling periods or more asks for steps by this law; a host makes them where all its guests
+are so, and memory is HIGH or SOFT. Then nobody looks which pages a sample holds, and reclamation
+decides once a balance period at most (tests/test_closed_form.py, tests/test_step_size.py).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from hostsim import rng
 from hostsim.jit import i64, kernel, small
 from hostsim.program import UNIFORM
 from hostsim.ranks import BLOCK, IN_MEMORY, count
-from hostsim.state import HIGH, HostState, alloc_of
+from hostsim.state import SOFT, HostState, alloc_of
 
 STEP_MS_PAGING = 1000
 """Longest step while the host pages. No step is shorter for any other reason than memory in reach
@@ -31,7 +32,7 @@ def exposure_ms(st: HostState) -> int:
 def goes_long(st: HostState) -> bool:
     """Whether the scenario asks for steps of several sampling periods, and memory allows them."""
     host = st.host[0]
-    return host.level == HIGH and host.tick_ms >= 2 * host.sample_ms
+    return host.level <= SOFT and host.tick_ms >= 2 * host.sample_ms
 
 
 @kernel

@@ -9,10 +9,20 @@ depends neither on packing nor on the wall clock.
 
 from __future__ import annotations
 
-from hostsim import closed_form
+from hostsim import balloon, closed_form
 from hostsim.closed_form import STEP_MS_PAGING
 from hostsim.jit import i64, kernel, small
-from hostsim.state import DRIVER_PRESENT, HIGH, LOW, HostState, alloc_of, count_vms
+from hostsim.state import (
+    DRIVER_PRESENT,
+    HIGH,
+    LOW,
+    SOFT,
+    HostState,
+    alloc_of,
+    count_vms,
+    entitled,
+    slot_unit,
+)
 from hostsim.workload import row_at
 
 STEP_MS_MIN = 10
@@ -64,16 +74,56 @@ def program_rate(st: HostState, v: int, is_new: bool) -> int:
     return rate
 
 
+@small
+def moves(st: HostState, v: int) -> bool:
+    """Whether a driver has pages to take or to give back."""
+    vm = st.vms[v]
+    return vm.ballooned != vm.balloon_target and vm.driver == DRIVER_PRESENT and vm.booted == 1
+
+
+@small
+def arrival_ms(st: HostState, v: int) -> int:
+    """Time that a balloon needs to its target at its rate."""
+    host = st.host[0]
+    missing = st.vms[v].balloon_target - st.vms[v].ballooned
+    rate = host.inflate_rate if missing > 0 else host.deflate_rate
+    return min(abs(missing) * slot_unit(st) // max(rate, 1), host.tick_ms)
+
+
+@kernel
+def relief_ms(st: HostState) -> int:
+    """Time until enough is free again in SOFT, if guests take no more: what is missing over what
+    balloons that grow and, where a VM is paged, the swap device can do. A tick in HIGH; 0 below
+    SOFT, where all that can be done is done step by step."""
+    host = st.host[0]
+    if host.level != SOFT:
+        return host.tick_ms if host.level == HIGH else i64(0)
+    rate = i64(0)
+    is_paging = False
+    for i in range(count_vms(st)):
+        v = st.order[i]
+        if moves(st, v) and st.vms[v].balloon_target > st.vms[v].ballooned:
+            rate += host.inflate_rate
+        is_paging = is_paging or (
+            not balloon.can_balloon(st, v) and alloc_of(st, v) > entitled(st, v)
+        )
+    if is_paging:
+        rate += host.swap_iops * host.swap_cluster
+    missing = max(host.goal - host.free, 1)
+    return min(missing * slot_unit(st) // max(rate, 1), host.tick_ms)
+
+
 @kernel
 def reaction_ms(st: HostState, v: int) -> int:
-    """How long what reclaims memory from a VM may wait for its next decision."""
+    """How long what reclaims memory from a VM may wait for its next decision: a balloon that moves
+    is looked at when it should have arrived, as a step moves it at its rate however long it is."""
     host = st.host[0]
     vm = st.vms[v]
-    if vm.ballooned != vm.balloon_target and vm.driver == DRIVER_PRESENT and vm.booted == 1:
-        return host.balloon_poll_ms
-    if (vm.target < vm.limit or vm.ballooned > 0) and not closed_form.goes_long(st):
-        return host.balance_ms // 3
-    return host.tick_ms
+    reaction = max(arrival_ms(st, v), host.balloon_poll_ms) if moves(st, v) else host.tick_ms
+    is_short = vm.target < vm.limit or vm.ballooned != 0 or vm.balloon_target != 0
+    if is_short and not closed_form.goes_long(st):
+        reaction = min(reaction, host.balance_ms // 3)
+    return reaction
 
 
 @kernel
@@ -85,29 +135,31 @@ def pace_ms(st: HostState) -> int:
     """
     host = st.host[0]
     longest = min(host.tick_ms, 2 * host.pace_ms)
-    goes_long = closed_form.goes_long(st)
+    reaction = relief_ms(st)
+    by_law = closed_form.goes_long(st)
     rate = i64(0)
-    if host.level != HIGH:
-        longest = min(longest, STEP_MS_PAGING)
     for i in range(count_vms(st)):
         v = st.order[i]
         vm = st.vms[v]
-        longest = min(longest, max(reaction_ms(st, v), STEP_MS_PAGING))
+        reaction = min(reaction, reaction_ms(st, v))
         if vm.booted == 0:
-            goes_long = False
+            by_law = False
             rate += boot_rate(st, v)
             until_ms = (vm.boot_end_ns - vm.clock_ns) // 1_000_000
         else:
             before = vm.row
             at_ms = row_at(st, v, host.now_ms)
-            goes_long = goes_long and closed_form.is_alike(st, v)
+            by_law = by_law and closed_form.is_alike(st, v)
             rate += program_rate(st, v, vm.row != before)
             until_ms = st.programs[vm.program + vm.row].until_ms - at_ms
         if until_ms > 0:
             longest = min(longest, max(until_ms, STEP_MS_PAGING))
-    if not goes_long:
-        longest = min(longest, closed_form.exposure_ms(st))
+    host.by_law = i64(by_law)
+    if by_law:
+        longest = min(longest, max(reaction, host.balance_ms))
+    else:
+        longest = min(longest, max(reaction, STEP_MS_PAGING), closed_form.exposure_ms(st))
     rate = max(rate, host.intake)
     if rate > 0:
-        longest = min(longest, max(room(st) * 1_000_000 // (2 * rate), STEP_MS_MIN))
+        longest = min(longest, max((room(st) + 1) * 1_000_000 // (2 * rate), STEP_MS_MIN))
     return longest

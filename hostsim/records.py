@@ -11,7 +11,8 @@ def _fields(kind: type, names: str) -> list[tuple[str, type]]:
 
 HOST = np.dtype(
     # Identity and time, then where reclamation stands.
-    _fields(np.int64, "host seed sample now_ms tick_ms pace_ms dt_ms tick intake rebalance level")
+    _fields(np.int64, "host seed sample now_ms tick_ms pace_ms by_law dt_ms tick")
+    + _fields(np.int64, "intake rebalance level")
     # Frames: machine = memory - reserve; free = machine - overhead - private - distinct.
     # highmem: those of the machine that lie high, highmem_free: those of the free ones.
     + _fields(np.int64, "machine highmem overhead free highmem_free distinct hint_frames")

@@ -6,7 +6,7 @@ not in memory counts as not touched. Periods count the VM's own time: a VM that 
 sampled. The estimate is the maximum of a slow and a fast moving average and of the fast one updated
 with the running period, so that it rises within seconds and falls slowly.
 
-A step longer than half a period draws what its periods find from their distribution.
+A step by law (`closed_form`) draws what the periods find that end in it from their distribution.
 """
 
 from __future__ import annotations
@@ -132,12 +132,11 @@ def _draw(st: HostState, v: int) -> None:
 def run(st: HostState) -> None:
     """Turn the page for every VM whose sampling period has ended."""
     period_ns = st.host[0].sample_ms * 1_000_000
-    is_long = st.host[0].dt_ms > closed_form.exposure_ms(st)
     for i in range(count_vms(st)):
         v = st.order[i]
         vm = st.vms[v]
         n = (vm.clock_ns - vm.period_start_ns) // period_ns
-        if is_long:
+        if st.host[0].by_law == 1:
             _draw_periods(st, v, n)
         elif n > 0:
             _finish_period(st, v)

@@ -84,6 +84,7 @@ def host_numbers(esx: Esx) -> dict[str, int]:
         "tick_ms": esx.tick_ms,
         "dt_ms": esx.dt_ms,
         "pace_ms": esx.pace_ms,
+        "by_law": int(esx.by_law),
         "intake": esx.intake,
         "machine": slots(esx.config.memory - esx.config.reserve, esx.sample),
         "overhead": sum(len(vm.overhead) for vm in esx.on()),

@@ -17,7 +17,7 @@ import naive_pages as pages
 import naive_policy as policy
 import naive_workload as workload
 from naive_policy import HARD, LOW, SOFT, slots
-from naive_state import Annotation, Esx, Vm
+from naive_state import Esx, Vm
 
 from hostsim import rng
 
@@ -154,13 +154,10 @@ def page_out(esx: Esx) -> None:
     goal = limits(esx).goal
     excess = {}
     for vm in esx.on():
-        can_balloon = (
-            vm.has_driver and vm.guest.booted and vm.count(Annotation.BALLOONED) < (vm.balloon_max)
-        )
         above = max(vm.alloc() - vm.entitled(), 0)
         if esx.level >= HARD:
             excess[vm.spec.vm] = max(above - vm.gave, 0)
-        elif not can_balloon:
+        elif not vm.can_balloon():
             excess[vm.spec.vm] = above
     for vm_id in sorted(excess, key=lambda vm_id: (-excess[vm_id], vm_id)):
         if esx.free < goal and esx.can_write():
@@ -232,7 +229,7 @@ def sample(esx: Esx) -> None:
     period_ns = esx.config.sampling.period * workload.MS
     for vm in esx.on():
         n, rest_ns = divmod(vm.clock_ns - vm.period_start_ns, period_ns)
-        if esx.dt_ms > naive_pace.exposure_ms(esx):
+        if esx.by_law:
             vm.sampled = []
             for touched in closed_form.touched_samples(esx, vm, n):
                 enter(esx, vm, touched)

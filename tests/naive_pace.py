@@ -6,24 +6,27 @@ from naive_policy import HARD, HIGH, LOW, SOFT, levels
 from naive_state import Annotation, Esx, Vm
 from naive_workload import MS, row_at, time_in_program
 
+from hostsim.units import PAGE_SIZE
+
 SHORTEST_MS, PAGING_MS = 10, 1000
 
 
 def pace_ms(esx: Esx) -> int:
     """The longest step that may be made now."""
     bounds = [esx.tick_ms, 2 * esx.pace_ms]
-    if not goes_long(esx) or not all(is_alike(esx, vm) for vm in esx.on()):
+    esx.by_law = goes_long(esx) and all(is_alike(esx, vm) for vm in esx.on())
+    if not esx.by_law:
         bounds.append(exposure_ms(esx))
-    if esx.level != HIGH:
-        bounds.append(PAGING_MS)
+    shortest = esx.config.allocation.balance_period if esx.by_law else PAGING_MS
+    bounds.append(max(relief_ms(esx), shortest))
     for vm in esx.on():
-        bounds.append(max(reaction_ms(esx, vm), PAGING_MS))
+        bounds.append(max(reaction_ms(esx, vm), shortest))
         until = until_ms(esx, vm)
         if until > 0:
             bounds.append(max(until, PAGING_MS))
     rate = max(planned_rate(esx), esx.intake)
     if rate > 0:
-        bounds.append(max(room(esx) * 1_000_000 // (2 * rate), SHORTEST_MS))
+        bounds.append(max((room(esx) + 1) * 1_000_000 // (2 * rate), SHORTEST_MS))
     return min(bounds)
 
 
@@ -33,7 +36,7 @@ def exposure_ms(esx: Esx) -> int:
 
 
 def goes_long(esx: Esx) -> bool:
-    return esx.level == HIGH and esx.tick_ms >= 2 * esx.config.sampling.period
+    return esx.level in (HIGH, SOFT) and esx.tick_ms >= 2 * esx.config.sampling.period
 
 
 def is_alike(esx: Esx, vm: Vm) -> bool:
@@ -53,13 +56,38 @@ def part_ms(rest_ms: int, pace: int) -> int:
 
 
 def reaction_ms(esx: Esx, vm: Vm) -> int:
-    """A balloon that moves is polled; a VM that has less than it could is balanced; others wait."""
-    balloon = vm.count(Annotation.BALLOONED)
+    """A balloon that moves is seen when it is there, and polled; a VM that has less than it could
+    is balanced; others wait."""
+    balloon, bounds = vm.count(Annotation.BALLOONED), [esx.tick_ms]
     if vm.has_driver and vm.guest.booted and balloon != vm.balloon_target:
-        return esx.config.balloon.poll
-    if (vm.target < vm.limit or balloon > 0) and not goes_long(esx):
-        return esx.config.allocation.balance_period // 3
-    return esx.tick_ms
+        way = vm.balloon_target - balloon
+        rates = esx.config.balloon
+        rate = (rates.inflate if way > 0 else rates.deflate) * 1000 // PAGE_SIZE
+        bounds.append(max(ms_for(esx, abs(way), rate), rates.poll))
+    if (vm.target < vm.limit or balloon > 0 or vm.balloon_target > 0) and not goes_long(esx):
+        bounds.append(esx.config.allocation.balance_period // 3)
+    return min(bounds)
+
+
+def ms_for(esx: Esx, frames: int, milli_pages_per_s: int) -> int:
+    """How long so many frames take at a rate, or a tick."""
+    return min(frames * esx.sample * 1_000_000 // max(milli_pages_per_s, 1), esx.tick_ms)
+
+
+def relief_ms(esx: Esx) -> int:
+    """In SOFT: until what is missing is free, by all inflating drivers and the device that pages a
+    VM without one."""
+    if esx.level != SOFT:
+        return esx.tick_ms if esx.level == HIGH else 0
+    rate = 0
+    for vm in esx.on():
+        if vm.has_driver and vm.guest.booted and vm.balloon_target > vm.count(Annotation.BALLOONED):
+            rate += esx.config.balloon.inflate * 1000 // PAGE_SIZE
+    swap = esx.config.swap
+    if any(not vm.can_balloon() and vm.alloc() > vm.entitled() for vm in esx.on()):
+        rate += swap.iops * swap.write_cluster * 1000
+    missing = levels(esx.config.reclaim, esx.config.memory, esx.sample).goal - esx.free
+    return ms_for(esx, max(missing, 1), rate)
 
 
 def until_ms(esx: Esx, vm: Vm) -> int:

@@ -165,6 +165,11 @@ class Vm:
     def alloc(self) -> int:
         return sum(isinstance(entry, Backed) for entry in self.pmap.values())
 
+    def can_balloon(self) -> bool:
+        """Whether its driver could take one more page."""
+        is_on = self.has_driver and self.guest.booted
+        return is_on and self.count(Annotation.BALLOONED) < self.balloon_max
+
     def entitled(self) -> int:
         """What nobody may keep it from: its target, or a reservation it has not grown to yet."""
         return max(self.target, self.reservation)
@@ -251,6 +256,8 @@ class Esx:
     dt_ms: int = 0
     """The last step, and what it could have been at most."""
     pace_ms: int = 0
+    by_law: bool = False
+    """Whether what sampling finds in it is drawn, not looked at."""
     intake: int = 0
     """Millionths of a frame that guests took in each ms of it, at least half of what it was."""
     tick: int = 0
