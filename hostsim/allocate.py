@@ -15,8 +15,9 @@ import numpy as np
 from hostsim.jit import i64, kernel, small
 from hostsim.state import Array
 
-_BISECTIONS = 128
-"""Halvings of lambda: enough to tell any two sums of slots apart in float64."""
+_STEPS, _CLOSE = 128, 1e-9
+"""Steps towards lambda, at most: as many halvings tell any two sums of slots apart in float64. And
+the part of a slot that the sum may miss the total by."""
 
 _ROUNDING = 1e-6
 """Slots by which float64 may fall short of a whole number that is exact."""
@@ -62,25 +63,43 @@ def divide(
         for i in range(n):
             target[i] = low[i]
         return
-    # lambda where the sum of clamped entitlements meets the total; the sum rises with lambda.
+    level = _level(total, k, shares, active, low, cap)
+    _whole_slots(total, k, shares, active, low, cap, level, target)
+
+
+@kernel
+def _level(total: int, k: float, shares: Array, active: Array, low: Array, cap: Array) -> float:
+    """Lambda where the sum of clamped entitlements meets the total, but for rounding.
+
+    The sum rises with lambda and is linear between bends, so Newton's steps end in a handful; where
+    all VMs are at a bound, or one goes too far, the bracket is halved.
+    """
     below, above = 0.0, 1.0
-    for i in range(n):
+    for i in range(shares.size):
         if shares[i] > 0:
             above = max(above, k * (cap[i] + 1.0) / shares[i])
-    for _ in range(_BISECTIONS):
-        middle = 0.5 * (below + above)
-        total_at = 0.0
-        for i in range(n):
+    level = 0.5 * above
+    for _ in range(_STEPS):
+        missing, slope = np.float64(total), 0.0
+        for i in range(shares.size):
             if shares[i] == 0:
-                total_at += low[i]
-            else:
-                want = _entitlement(middle, shares[i], active[i], k)
-                total_at += min(max(want, np.float64(low[i])), np.float64(cap[i]))
-        if total_at > total:
-            above = middle
+                missing -= low[i]
+                continue
+            want = _entitlement(level, shares[i], active[i], k)
+            missing -= min(max(want, np.float64(low[i])), np.float64(cap[i]))
+            if _is_between(want, shares[i], low[i], cap[i]):
+                slope += shares[i] if level * shares[i] <= active[i] else shares[i] / k
+        if missing < 0.0:
+            above = level
         else:
-            below = middle
-    _whole_slots(total, k, shares, active, low, cap, below, target)
+            below = level
+        further = level + missing / slope if slope > 0.0 else above
+        if not below < further < above:
+            further = 0.5 * (below + above)
+        if abs(missing) < _CLOSE or further == level:
+            break
+        level = further
+    return level
 
 
 @small

@@ -22,6 +22,10 @@ STEP_MS_PAGING = 1000
 of the next threshold."""
 
 
+_INVERSES = 1.0 / np.arange(1, 1001)
+"""1 / (k + 1): a division takes longer than all else of a term."""
+
+
 @small
 def exposure_ms(st: HostState) -> int:
     """The longest step after which a running sample still says what a period of its own would."""
@@ -74,7 +78,7 @@ def binomial_of_less(draw: float, n: int, p: float) -> int:
     term = power(1.0 - p, n)
     upto, k = term, i64(0)
     while draw > upto and k < n:
-        term *= odds * (n - k) / (k + 1)
+        term *= odds * (n - k) * _INVERSES[k]
         k += 1
         upto += term
     return k

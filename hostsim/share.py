@@ -36,6 +36,10 @@ DRAWS_PER_PAGE = 4
 """Random pages drawn, at most, for one page of scan budget: pages without a frame are passed over
 (they cannot be hashed), and a VM with next to none must not stall the scan."""
 
+SLOTS_IN_CACHE = 1 << 17
+"""A VM of so many slots lies in a core's own cache: asking for its pages early would take longer
+than it saves."""
+
 
 @small
 def shared_saved(st: HostState) -> int:
@@ -204,31 +208,35 @@ def scan_vm(st: HostState, v: int, budget: int) -> int:
     """
     vm = st.vms[v]
     key = rng.stream(st.host[0].seed, rng.SCAN, vm.vm, st.host[0].tick)
+    ahead, base, size = st.ahead, vm.base_slot, vm.size_slots
+    is_far = size > SLOTS_IN_CACHE
     done, drawn, most = i64(0), i64(0), DRAWS_PER_PAGE * budget
     while done < budget and drawn < most:
         n = min(min(AHEAD, most - drawn), 2 * (budget - done))
         for i in range(n):
-            slot = vm.base_slot + rng.below(key, drawn + i, vm.size_slots)
-            st.ahead[i] = slot
-            fetch(st.page, slot)
-            fetch(st.content, slot)
+            ahead[i] = base + rng.below(key, drawn + i, size)
+        if is_far:
+            for i in range(n):
+                fetch(st.page, ahead[i])
+                fetch(st.content, ahead[i])
         drawn += n
         before, n_news = done, i64(0)
         for i in range(n):
-            slot = st.ahead[i]
+            slot = ahead[i]
             byte, word = i64(st.page[slot]), i64(st.content[slot])
             state = byte & STATE
             is_hashed = ((state == RESIDENT) | (state == SHARED)) & (done < budget)
             is_known = (state == SHARED) | ((byte & HINT != 0) & (word & STALE == 0))
-            st.ahead[n_news] = slot
+            ahead[n_news] = slot
             n_news += i64(is_hashed & ~is_known)
             done += i64(is_hashed)
+        if is_far:
+            for i in range(n_news):
+                index = i64(st.content[ahead[i]]) & INDEX
+                fetch(st.refs, index)
+                fetch(st.hints, index)
         for i in range(n_news):
-            index = i64(st.content[st.ahead[i]]) & INDEX
-            fetch(st.refs, index)
-            fetch(st.hints, index)
-        for i in range(n_news):
-            scan_page(st, v, st.ahead[i] - vm.base_slot)
+            scan_page(st, v, ahead[i] - base)
         st.host[0].scanned += done - before - n_news
     return done
 

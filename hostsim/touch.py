@@ -85,9 +85,10 @@ def quiet_before(st: HostState, quiet: float, draw: float, most: int) -> int:
         n += 1
     g, reached = i64(0), 1.0
     for i in range(n, -1, -1):
-        if draw < reached * powers[i]:
-            reached *= powers[i]
-            g += i64(1) << i
+        further = reached * powers[i]
+        is_further = draw < further  # as likely as not: a branch would be mispredicted
+        reached = further if is_further else reached
+        g += i64(is_further) << i
     return min(g, most)
 
 
