@@ -16,6 +16,7 @@ from hostsim.state import (
     DRIVER_PRESENT,
     HIGH,
     LOW,
+    MILLIONTHS,
     SOFT,
     HostState,
     alloc_of,
@@ -93,11 +94,8 @@ def arrival_ms(st: HostState, v: int) -> int:
 @kernel
 def relief_ms(st: HostState) -> int:
     """Time until enough is free again in SOFT, if guests take no more: what is missing over what
-    balloons that grow and, where a VM is paged, the swap device can do. A tick in HIGH; 0 below
-    SOFT, where all that can be done is done step by step."""
+    balloons that grow and, where a VM is paged, the swap device can do."""
     host = st.host[0]
-    if host.level != SOFT:
-        return host.tick_ms if host.level == HIGH else i64(0)
     rate = i64(0)
     is_paging = False
     for i in range(count_vms(st)):
@@ -130,13 +128,13 @@ def reaction_ms(st: HostState, v: int) -> int:
 def pace_ms(st: HostState) -> int:
     """The longest step from now that decides nothing too late, in ms; `tick_ms` at most.
 
-    At most twice the step before, whose intake is what is known of guests that touch: a quiet
-    step after a busy one proves little.
+    Few times the step before at most, whose intake is what is known of guests that touch: a quiet
+    step after a busy one proves little. By law all is coarser: balloons that move are seen once a
+    balance period, a threshold may be passed by a second's intake, and SOFT is looked at for its
+    end only where guests take so little that it may end: less than a slot a second.
     """
     host = st.host[0]
-    longest = min(host.tick_ms, 2 * host.pace_ms)
-    reaction = relief_ms(st)
-    by_law = closed_form.goes_long(st)
+    reaction, until_ms, by_law = host.tick_ms, host.tick_ms, closed_form.goes_long(st)
     rate = i64(0)
     for i in range(count_vms(st)):
         v = st.order[i]
@@ -145,21 +143,26 @@ def pace_ms(st: HostState) -> int:
         if vm.booted == 0:
             by_law = False
             rate += boot_rate(st, v)
-            until_ms = (vm.boot_end_ns - vm.clock_ns) // 1_000_000
+            left_ms = (vm.boot_end_ns - vm.clock_ns) // 1_000_000
         else:
             before = vm.row
             at_ms = row_at(st, v, host.now_ms)
             by_law = by_law and closed_form.is_alike(st, v)
             rate += program_rate(st, v, vm.row != before)
-            until_ms = st.programs[vm.program + vm.row].until_ms - at_ms
-        if until_ms > 0:
-            longest = min(longest, max(until_ms, STEP_MS_PAGING))
+            left_ms = st.programs[vm.program + vm.row].until_ms - at_ms
+        if left_ms > 0:
+            until_ms = min(until_ms, left_ms)
     host.by_law = i64(by_law)
-    if by_law:
-        longest = min(longest, max(reaction, host.balance_ms))
-    else:
-        longest = min(longest, max(reaction, STEP_MS_PAGING), closed_form.exposure_ms(st))
     rate = max(rate, host.intake)
+    longest = min(host.tick_ms, max(until_ms, STEP_MS_PAGING))
+    if by_law:
+        longest = min(longest, 4 * host.pace_ms, max(reaction, host.balance_ms))
+        if host.level == SOFT and rate * STEP_MS_PAGING < MILLIONTHS:
+            longest = min(longest, max(relief_ms(st), STEP_MS_PAGING))
+    else:
+        reaction = max(reaction if host.level == HIGH else 0, STEP_MS_PAGING)
+        longest = min(longest, 2 * host.pace_ms, reaction, closed_form.exposure_ms(st))
     if rate > 0:
-        longest = min(longest, max((room(st) + 1) * 1_000_000 // (2 * rate), STEP_MS_MIN))
+        shortest = STEP_MS_PAGING if by_law else STEP_MS_MIN
+        longest = min(longest, max((room(st) + 1) * MILLIONTHS // (2 * rate), shortest))
     return longest

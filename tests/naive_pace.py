@@ -13,20 +13,24 @@ SHORTEST_MS, PAGING_MS = 10, 1000
 
 def pace_ms(esx: Esx) -> int:
     """The longest step that may be made now."""
-    bounds = [esx.tick_ms, 2 * esx.pace_ms]
     esx.by_law = goes_long(esx) and all(is_alike(esx, vm) for vm in esx.on())
+    bounds = [esx.tick_ms, (4 if esx.by_law else 2) * esx.pace_ms]
     if not esx.by_law:
         bounds.append(exposure_ms(esx))
-    shortest = esx.config.allocation.balance_period if esx.by_law else PAGING_MS
-    bounds.append(max(relief_ms(esx), shortest))
     for vm in esx.on():
-        bounds.append(max(reaction_ms(esx, vm), shortest))
+        period = esx.config.allocation.balance_period if esx.by_law else PAGING_MS
+        bounds.append(max(reaction_ms(esx, vm), period))
         until = until_ms(esx, vm)
         if until > 0:
             bounds.append(max(until, PAGING_MS))
     rate = max(planned_rate(esx), esx.intake)
+    if esx.level != HIGH and not esx.by_law:
+        bounds.append(PAGING_MS)
+    if esx.level == SOFT and esx.by_law and rate < 1000:  # of a millionth in a ms: a slot a second
+        bounds.append(max(relief_ms(esx), PAGING_MS))
     if rate > 0:
-        bounds.append(max((room(esx) + 1) * 1_000_000 // (2 * rate), SHORTEST_MS))
+        shortest = PAGING_MS if esx.by_law else SHORTEST_MS
+        bounds.append(max((room(esx) + 1) * 1_000_000 // (2 * rate), shortest))
     return min(bounds)
 
 
@@ -75,10 +79,8 @@ def ms_for(esx: Esx, frames: int, milli_pages_per_s: int) -> int:
 
 
 def relief_ms(esx: Esx) -> int:
-    """In SOFT: until what is missing is free, by all inflating drivers and the device that pages a
+    """Until what is missing is free, by all inflating drivers and the device that pages a
     VM without one."""
-    if esx.level != SOFT:
-        return esx.tick_ms if esx.level == HIGH else 0
     rate = 0
     for vm in esx.on():
         if vm.has_driver and vm.guest.booted and vm.balloon_target > vm.count(Annotation.BALLOONED):
