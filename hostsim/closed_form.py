@@ -9,21 +9,14 @@ decides once a balance period at most (tests/test_closed_form.py, tests/test_ste
 
 from __future__ import annotations
 
-import numpy as np
-
-from hostsim import rng
 from hostsim.jit import i64, kernel, small
 from hostsim.program import UNIFORM
 from hostsim.ranks import BLOCK, IN_MEMORY, count
-from hostsim.state import SOFT, HostState, alloc_of
+from hostsim.state import SOFT, Array, HostState, alloc_of
 
 STEP_MS_PAGING = 1000
 """Longest step while the host pages. No step is shorter for any other reason than memory in reach
 of the next threshold."""
-
-
-_INVERSES = 1.0 / np.arange(1, 1001)
-"""1 / (k + 1): a division takes longer than all else of a term."""
 
 
 @small
@@ -61,27 +54,33 @@ def power(base: float, exponent: int) -> float:
 
 
 @kernel
-def binomial(draw: float, n: int, p: float) -> int:
-    """The least k with P(B <= k) >= draw, B binomial (n, p): so many of n, for a uniform draw.
+def binomials(draws: Array, n: int, p: float, found: Array) -> None:
+    """For each of some uniform draws the least k with P(B <= k) >= draw, B binomial (n, p).
 
-    n up to 1000, so that no term that matters is too small for a float.
+    draws (m,) float64 in [0, 1), changed; found (m,) int64, out. n up to 1000, so that no term that
+    matters is too small for a float. Term after term, each compared with all draws at once.
     """
-    if p > 0.5:
-        return n - binomial_of_less(1.0 - draw, n, 1.0 - p)
-    return binomial_of_less(draw, n, p)
-
-
-@kernel
-def binomial_of_less(draw: float, n: int, p: float) -> int:
-    """`binomial` for p up to 1/2, term after term."""
+    is_from_above = p > 0.5
+    if is_from_above:
+        p = 1.0 - p
+        for j in range(draws.size):
+            draws[j] = 1.0 - draws[j]
+    last = 0.0
+    for j in range(draws.size):
+        last = max(last, draws[j])
+        found[j] = 0
     odds = p / (1.0 - p)
     term = power(1.0 - p, n)
     upto, k = term, i64(0)
-    while draw > upto and k < n:
-        term *= odds * (n - k) * _INVERSES[k]
+    while last > upto and k < n:
+        for j in range(draws.size):
+            found[j] += i64(draws[j] > upto)
+        term *= odds * (n - k) / (k + 1)
         k += 1
         upto += term
-    return k
+    if is_from_above:
+        for j in range(draws.size):
+            found[j] = n - found[j]
 
 
 @kernel
@@ -117,12 +116,3 @@ def touched_part(st: HostState, v: int) -> float:
     touches = vm.active * st.host[0].sample_ms // row.touch_interval_ms
     touched = 1.0 - power(1.0 - 1.0 / vm.active, touches)
     return min(count_window(st, v) * touched / n_in_memory, 1.0)
-
-
-@small
-def touched_samples(st: HostState, key: np.uint64, period: int, part: float) -> int:
-    """Touched ones of a sample of the VM's pages, drawn with replacement, in some period of a step.
-
-    key: the step's stream of the VM's samples.
-    """
-    return binomial(rng.unit(rng.word(key, period)), st.host[0].sample_pages, part)

@@ -14,7 +14,17 @@ from __future__ import annotations
 from hostsim import closed_form, rng
 from hostsim.jit import i64, kernel
 from hostsim.ranks import BLOCK, IN_MEMORY, count, place_in
-from hostsim.state import ACCESSED, RESIDENT, SHARED, STATE, Array, HostState, alloc_of, count_vms
+from hostsim.state import (
+    ACCESSED,
+    AHEAD,
+    RESIDENT,
+    SHARED,
+    STATE,
+    Array,
+    HostState,
+    alloc_of,
+    count_vms,
+)
 
 SLOW_GAIN = 0.25
 FAST_GAIN = 0.75
@@ -80,8 +90,14 @@ def _draw_periods(st: HostState, v: int, n: int) -> None:
         return
     key = rng.stream(st.host[0].seed, rng.SAMPLE, vm.vm, st.host[0].tick)
     part = closed_form.touched_part(st, v)
-    for period in range(n):
-        _enter(st, v, closed_form.touched_samples(st, key, period, part))
+    for first in range(0, n, AHEAD):
+        some = min(AHEAD, n - first)
+        draws, touched = st.powers[:some], st.ahead[:some]
+        for i in range(some):
+            draws[i] = rng.unit(rng.word(key, first + i))
+        closed_form.binomials(draws, st.host[0].sample_pages, part, touched)
+        for i in range(some):
+            _enter(st, v, touched[i])
 
 
 @kernel

@@ -97,7 +97,7 @@ class HostState:
     heard       (n_loud,) int32    the same: places that any touch changes, that a write changes
     heard_at    (n_loud,) int32    the same: where in its list a place is
     n_heard     (2,) int64         the same: lengths of the lists
-    powers      (64,) float64      the same
+    powers      (AHEAD,) float64   the same
     ahead       (AHEAD,) int64     the same: slots that will be looked at next
     """
 
@@ -284,7 +284,7 @@ def empty(n_rows: int, n_samples: int, n_counters: int = 1) -> HostState:
         active=np.zeros(n_rows, np.float64),
         **window_space(0),
         n_heard=np.zeros(2, np.int64),
-        powers=np.zeros(64, np.float64),
+        powers=np.zeros(AHEAD, np.float64),
         ahead=np.zeros(AHEAD, np.int64),
     )
 

@@ -41,6 +41,13 @@ def law(n: int, p: Fraction, k: int) -> Fraction:
     return sum(terms, Fraction(0))
 
 
+def binomial(draw: float, n: int, p: float) -> int:
+    """One draw of `binomials`."""
+    found = np.zeros(1, np.int64)
+    closed_form.binomials(np.array([draw]), n, p, found)
+    return int(found[0])
+
+
 @given(
     draw=st.floats(0.0, 1.0, exclude_max=True),
     n=st.integers(1, 120),
@@ -48,15 +55,26 @@ def law(n: int, p: Fraction, k: int) -> Fraction:
 )
 def test_a_uniform_draw_becomes_a_binomial_one(draw: float, n: int, p: float) -> None:
     """The draw lies between the sums of the law up to k, from the top where p is over a half."""
-    k = closed_form.binomial(draw, n, p)
+    k = binomial(draw, n, p)
     assert 0 <= k <= n
     below = law(n, Fraction(p), k - 1) if k > 0 else Fraction(0)
     assert below - EPSILON <= Fraction(draw) <= law(n, Fraction(p), k) + EPSILON
 
 
+@given(
+    draws=st.lists(st.floats(0.0, 1.0, exclude_max=True), min_size=1, max_size=64),
+    n=st.integers(1, 1000),
+    p=st.floats(0.0, 1.0),
+)
+def test_draws_do_not_depend_on_each_other(draws: list[float], n: int, p: float) -> None:
+    found = np.zeros(len(draws), np.int64)
+    closed_form.binomials(np.array(draws), n, p, found)
+    assert found.tolist() == [binomial(draw, n, p) for draw in draws]
+
+
 @pytest.mark.parametrize("p", [0.0, 1.0])
 def test_a_certain_outcome_is_certain(p: float) -> None:
-    found = {closed_form.binomial(draw, 1000, p) for draw in (0.0, 0.3, 1.0 - 2.0**-53)}
+    found = {binomial(draw, 1000, p) for draw in (0.0, 0.3, 1.0 - 2.0**-53)}
     assert found == {1000 * int(p)}
 
 
