@@ -20,6 +20,7 @@ from hostsim.state import (
     SHARED,
     SWAPPED,
     HostState,
+    refs_of,
     state_of,
     use_of,
 )
@@ -33,7 +34,7 @@ def is_victim(st: HostState, slot: int) -> bool:
     """Whether swapping this page would free a frame."""
     state = state_of(st, slot)
     if state == SHARED:
-        return st.refs[i64(st.content[slot]) & INDEX] == 1
+        return refs_of(st, i64(st.content[slot]) & INDEX) == 1
     return state == RESIDENT
 
 

@@ -14,6 +14,7 @@ from hostsim.jit import i64, kernel, small
 from hostsim.lost import settle
 from hostsim.loud import ANY, LOUD, WRITE, listen, listen_again, slot_of
 from hostsim.program import LINEAR, SWEEP, UNIFORM
+from hostsim.rng import place_of
 from hostsim.state import HostState
 
 _LOW_32 = np.uint64(0xFFFFFFFF)
@@ -59,12 +60,6 @@ def linear_rank(word: np.uint64, n: int) -> int:
 def is_write_of(word: np.uint64, writes: int) -> int:
     """1 when the low half of a touch's word says that it writes, `writes` permille of the time."""
     return i64((((word & _LOW_32) * _PERMILLE) >> _SHIFT_32) < np.uint64(writes))
-
-
-@small
-def place_of(word: np.uint64, n: int) -> int:
-    """One of `n` places, uniform, from the high half of a touch's word."""
-    return i64(((word >> _SHIFT_32) * np.uint64(n)) >> _SHIFT_32)
 
 
 @kernel

@@ -97,10 +97,6 @@ static int make(State *st, int64_t v, int64_t offset, int is_write, int64_t touc
 
 static inline double unit_of(uint64_t word) { return (double)(word >> 11) * 0x1p-53; }
 
-static inline int64_t place_of(uint64_t word, int64_t n) {
-    return (int64_t)(((word >> 32) * (uint64_t)n) >> 32);
-}
-
 static inline int is_write_of(uint64_t word, int64_t writes) {
     return (((word & 0xFFFFFFFFu) * 1000) >> 32) < (uint64_t)writes;
 }

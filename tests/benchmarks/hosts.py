@@ -13,6 +13,7 @@ from hostsim.fault import touch
 from hostsim.guest_config import ContentMix, ContentTable
 from hostsim.host import Host
 from hostsim.jit import small
+from hostsim.snapshot import WINDOW_SPACE
 from hostsim.state import ARRAYS, HostState, count_vms
 from hostsim.units import PAGE_SIZE
 
@@ -92,8 +93,8 @@ class Frozen:
             getattr(st, name)[...] = kept
 
     def first_difference(self, st: HostState) -> str | None:
-        """Name of an array that is not as it was then, byte for byte."""
+        """Name of an array that is not as it was then, byte for byte; working space aside."""
         for name, kept in self._kept.items():
-            if kept.tobytes() != getattr(st, name).tobytes():
+            if name not in WINDOW_SPACE and kept.tobytes() != getattr(st, name).tobytes():
                 return name
         return None
