@@ -21,6 +21,7 @@ from hostsim.state import (
     STATE,
     UNIQUE,
     USE_SHIFT,
+    Array,
     HostState,
 )
 
@@ -79,6 +80,23 @@ def _remove(st: HostState, offset: int, volume: int) -> None:
     st.heard_at[last] = at
 
 
+@small
+def _add_all(st: HostState, first: int, volumes: Array) -> None:
+    """`_add` offsets from `first` on. Without branches: each is written behind both lists, and the
+    one that it belongs to grows. Between the lists there is room for an offset that is in neither.
+    """
+    heard, heard_at, last = st.heard, st.heard_at, st.heard.size - 1
+    n_any, n_write = st.n_heard[ANY], st.n_heard[WRITE]
+    for i in range(volumes.size):
+        volume = i64(volumes[i])
+        heard[n_any] = first + i
+        heard[last - n_write] = first + i
+        heard_at[first + i] = n_any if volume >= LOUD else last - n_write
+        n_any += i64(volume >= LOUD)
+        n_write += i64(volume == 1)
+    st.n_heard[ANY], st.n_heard[WRITE] = n_any, n_write
+
+
 @kernel
 def listen(st: HostState, v: int) -> None:
     """Note the loudness of every page of the active window, and list the loud ones in order."""
@@ -105,8 +123,7 @@ def listen(st: HostState, v: int) -> None:
         for i in range(part.size):
             heard = np.uint8(heard | part[i])
         if heard != np.uint8(QUIET):
-            for i in range(part.size):
-                _add(st, block + i, i64(part[i]))
+            _add_all(st, block, part)
 
 
 @kernel

@@ -12,8 +12,9 @@ from __future__ import annotations
 import numpy as np
 
 from hostsim import rng
+from hostsim.ahead import fetch_frame, fetch_page
 from hostsim.frames import disown, release_frame
-from hostsim.jit import fetch, i64, kernel, small
+from hostsim.jit import i64, kernel, small
 from hostsim.state import (
     ACCESSED,
     AHEAD,
@@ -229,8 +230,7 @@ def scan_vm(st: HostState, v: int, budget: int) -> int:
         for i in range(n):
             slot = vm.base_slot + rng.below(key, drawn + i, vm.size_slots)
             st.ahead[i] = slot
-            fetch(st.page, slot)
-            fetch(st.content, slot)
+            fetch_page(st, slot)
         drawn += n
         before, n_news = done, i64(0)
         for i in range(n):
@@ -243,7 +243,7 @@ def scan_vm(st: HostState, v: int, budget: int) -> int:
             n_news += i64(is_hashed & ~is_known)
             done += i64(is_hashed)
         for i in range(n_news):
-            fetch(st.indexed, i64(st.content[st.ahead[i]]) & INDEX)
+            fetch_frame(st, st.ahead[i])
         for i in range(n_news):
             scan_page(st, v, st.ahead[i] - vm.base_slot)
         st.host[0].scanned += done - before - n_news

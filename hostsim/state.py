@@ -98,7 +98,7 @@ class HostState:
     heard_at    (n_loud,) int32    the same: where in its list a place is
     n_heard     (2,) int64         the same: lengths of the lists
     powers      (64,) float64      the same
-    ahead       (AHEAD,) int64     the same: slots that will be looked at next
+    ahead       (2 * AHEAD,) int64     the same: slots that will be looked at next
     """
 
     host: Array
@@ -328,7 +328,7 @@ def empty(n_rows: int, n_samples: int, n_counters: int = 1) -> HostState:
         **window_space(0),
         n_heard=np.zeros(2, np.int64),
         powers=np.zeros(64, np.float64),
-        ahead=np.zeros(AHEAD, np.int64),
+        ahead=np.zeros(2 * AHEAD, np.int64),
     )
 
 
