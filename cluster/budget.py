@@ -26,8 +26,8 @@ SLOT_BYTES = 5
 """4 B of content id and 1 B of state."""
 WINDOW_BYTES = 9
 """Working space of a host, for a slot of its largest VM: loudness, and two places."""
-CONTENT_BYTES = 81
-"""A count of references, a hint, a kind, and up to four entries of the table of stale hints."""
+CONTENT_BYTES = 14
+"""A hint or a count of references, a kind, and 5/4 entries of the table of stale hints."""
 COUNTER_BYTES = 16
 """A page and how often it was copied, on a host whose devices reach a part of memory only."""
 PROCESS_BYTES = 150 * MIB

@@ -23,6 +23,7 @@ from hostsim.state import (
     UNIQUE,
     Array,
     HostState,
+    stale_size,
 )
 
 ZERO_RANGE, IMAGE_RANGE, APPLICATION_RANGE, DUPLICATE_RANGE = range(4)
@@ -97,35 +98,25 @@ def _placed(lengths: dict[Key, tuple[int, int]]) -> Ranges:
 def move(st: HostState, old: Ranges, new: Ranges) -> HostState:
     """The host's arrays with every content index moved from the old ranges to the new ones."""
     n_new = sum(at.length for at in new.values())
-    refs, hints = np.zeros(n_new, np.int64), np.full(n_new, -1, np.int64)
-    shared_kind = np.zeros(n_new, np.uint8)
-    shift = np.zeros(len(st.refs) + 1, np.int64)
+    indexed, shared_kind = np.zeros(n_new, np.int64), np.zeros(n_new, np.uint8)
+    shift = np.zeros(len(st.indexed) + 1, np.int64)
     for key, at in old.items():
         to = new.get(key)
         if to is None:
             continue
-        shift[at.base : at.base + at.length] = to.base - at.base
-        refs[to.base : to.base + at.length] = st.refs[at.base : at.base + at.length]
-        hints[to.base : to.base + at.length] = st.hints[at.base : at.base + at.length]
-        kinds = st.shared_kind[at.base : at.base + at.length]
-        shared_kind[to.base : to.base + at.length] = kinds
+        here, there = np.s_[at.base : at.base + at.length], np.s_[to.base : to.base + at.length]
+        shift[here] = to.base - at.base
+        indexed[there], shared_kind[there] = st.indexed[here], st.shared_kind[here]
     if shift.any():
         common = np.flatnonzero(st.content & UNIQUE == 0)
         words = st.content[common].astype(np.int64)
         index = words & INDEX
         st.content[common] = ((index + shift[index]) | (words & STALE)).astype(np.uint32)
-    entries = st.stale_page >= 0
-    stale_at = st.stale_at[entries]
-    moved = replace(st, refs=refs, shared_kind=shared_kind, hints=hints)
-    return _rehashed(moved, st.stale_page[entries], stale_at + shift[stale_at], n_new)
-
-
-def _rehashed(st: HostState, pages: Array, contents: Array, n_contents: int) -> HostState:
-    """A table of stale hints that is never more than half full: a content has at most one hint."""
     from hostsim.share import stale_put
 
-    size = 1 << max(3, (2 * n_contents + 1).bit_length())
-    st = replace(st, stale_page=np.full(size, -1, np.int64), stale_at=np.full(size, -1, np.int64))
-    for page, content in zip(pages.tolist(), contents.tolist(), strict=True):
-        stale_put(st, page, content)
-    return st
+    at_stale = st.stale_contents
+    table = np.zeros(stale_size(n_new), np.uint32)
+    moved = replace(st, indexed=indexed, shared_kind=shared_kind, stale=table)
+    for content in (at_stale + shift[at_stale]).tolist():
+        stale_put(moved, content)
+    return moved

@@ -24,8 +24,10 @@ from hostsim.state import (
     SWAPPED,
     UNTOUCHED,
     HostState,
+    add_refs,
     alloc_of,
     entitled,
+    refs_of,
     set_state,
 )
 
@@ -52,9 +54,9 @@ def leave_memory(st: HostState, v: int, ppn: int, state: int) -> int:
     freed, kind = 1, i64(0)
     if i64(st.page[slot]) & STATE == SHARED:
         index = i64(st.content[slot]) & INDEX
-        st.refs[index] -= 1
+        add_refs(st, index, -1)
         vm.shared -= 1
-        if st.refs[index] == 0:
+        if refs_of(st, index) == 0:
             st.host[0].distinct -= 1
             kind = i64(st.shared_kind[index])
             st.shared_kind[index] = 0
@@ -157,7 +159,7 @@ def write(st: HostState, v: int, ppn: int, word: int) -> int:
         return 0
     cost = 0
     index = i64(st.content[slot]) & INDEX
-    if st.refs[index] == 1:
+    if refs_of(st, index) == 1:
         kind = i64(st.shared_kind[index])
         st.shared_kind[index] = 0
         host.distinct -= 1
@@ -169,7 +171,7 @@ def write(st: HostState, v: int, ppn: int, word: int) -> int:
         host.cow_breaks += 1
         vm.cause = COW
         cost = host.cow_ns
-    st.refs[index] -= 1
+    add_refs(st, index, -1)
     accessed = i64(st.page[slot]) & ACCESSED
     set_state(st, slot, RESIDENT)
     st.page[slot] = i64(st.page[slot]) | accessed

@@ -107,17 +107,17 @@ def guest_use_is_accounted(st: HostState, v: int) -> None:
 
 def references_are_conserved(st: HostState) -> None:
     """References of each content are the pages in state SHARED that hold it; none is unique."""
-    refs = np.zeros_like(st.refs)
+    kept, refs = st.refs, np.zeros_like(st.refs)
     for v in st.order[: count_vms(st)]:
         pages, words = _pages_of(st, v)
         shared = words[pages & STATE == SHARED]
         _require(not (shared & (UNIQUE | STALE)).any(), "references", f"VM row {v}: not common")
         refs += np.bincount(shared & INDEX, minlength=len(refs))
-    bad = np.flatnonzero(refs != st.refs)
+    bad = np.flatnonzero(refs != kept)
     _require(
         len(bad) == 0,
         "references",
-        f"content {bad[:3]}: {refs[bad[:3]]} pages, {st.refs[bad[:3]]} references",
+        f"content {bad[:3]}: {refs[bad[:3]]} pages, {kept[bad[:3]]} references",
     )
     distinct = int((refs > 0).sum())
     kept = st.host[0].distinct
@@ -168,9 +168,13 @@ def highmem_is_conserved(st: HostState) -> None:
 def hints_are_owned(st: HostState) -> None:
     """Each hint belongs to one RESIDENT page that says so, and holds its content unless stale."""
     owned = 0
-    expected = np.full_like(st.hints, -1)
-    stale = st.stale_page >= 0
-    stale_of = dict(zip(st.stale_page[stale].tolist(), st.stale_at[stale].tolist(), strict=True))
+    kept = st.hints
+    expected = np.full_like(kept, -1)
+    stale = st.stale_contents
+    stale_of = dict(zip(kept[stale].tolist(), stale.tolist(), strict=True))
+    _require(
+        len(stale_of) == len(stale), "stale hints", f"{len(stale)} entries, {len(stale_of)} pages"
+    )
     for v in st.order[: count_vms(st)].tolist():
         pages, words = _pages_of(st, v)
         hinting = np.flatnonzero(pages & HINT)
@@ -186,10 +190,13 @@ def hints_are_owned(st: HostState) -> None:
             if key in stale_of:
                 expected[stale_of.pop(key)] = key
     _require(not stale_of, "stale hints", f"{len(stale_of)} without a page that owns them")
-    bad = np.flatnonzero(expected != st.hints)
-    _require(len(bad) == 0, "hints", f"content {bad[:3]}: {st.hints[bad[:3]]}, {expected[bad[:3]]}")
-    kept = st.host[0].hint_frames
-    _require(owned == kept, "hint frames", f"{owned} counted, {kept} kept")
+    bad = np.flatnonzero(expected != kept)
+    _require(len(bad) == 0, "hints", f"content {bad[:3]}: {kept[bad[:3]]}, {expected[bad[:3]]}")
+    _require(
+        owned == st.host[0].hint_frames,
+        "hint frames",
+        f"{owned} counted, {st.host[0].hint_frames} kept",
+    )
 
 
 def check(st: HostState) -> None:

@@ -114,6 +114,23 @@ def _note(loud: Array, page: Array, content: Array) -> None:
         loud[i] = loudness(page[i], loud[i])
 
 
+@small
+def _add_all(st: HostState, first: int, volumes: Array) -> None:
+    """`_add` offsets from `first` on. Without branches: each is written behind both lists, and the
+    one that it belongs to grows. Between the lists there is room for an offset that is in neither.
+    """
+    heard, heard_at, last = st.heard, st.heard_at, st.heard.size - 1
+    n_any, n_write = st.n_heard[ANY], st.n_heard[WRITE]
+    for i in range(volumes.size):
+        volume = i64(volumes[i])
+        heard[n_any] = first + i
+        heard[last - n_write] = first + i
+        heard_at[first + i] = n_any if volume >= LOUD else last - n_write
+        n_any += i64(volume >= LOUD)
+        n_write += i64(volume == 1)
+    st.n_heard[ANY], st.n_heard[WRITE] = n_any, n_write
+
+
 @kernel
 def listen(st: HostState, v: int) -> None:
     """Note the loudness of every page of the active window, and list the loud ones in order."""
@@ -135,10 +152,8 @@ def listen(st: HostState, v: int) -> None:
     whole = active - active % GROUP
     for start in range(0, whole, GROUP):
         if _any(loud, start):
-            for i in range(start, start + GROUP):
-                _add(st, i, i64(loud[i]))
-    for i in range(whole, active):
-        _add(st, i, i64(loud[i]))
+            _add_all(st, start, loud[start : start + GROUP])
+    _add_all(st, whole, loud[whole:active])
 
 
 @kernel

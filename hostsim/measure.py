@@ -12,7 +12,7 @@ import numpy as np
 from hostsim import sample
 from hostsim.jit import i64, kernel
 from hostsim.share import shared_saved
-from hostsim.state import N_CAUSES, Array, HostState, alloc_of, count_vms
+from hostsim.state import N_CAUSES, Array, HostState, alloc_of, count_vms, refs_of
 
 
 @kernel
@@ -28,9 +28,9 @@ def measure(st: HostState, zeros: Array, row: Any, vm_rows: Array, first: int) -
     host = st.host[0]
     once, unreal, zero_saved = i64(0), i64(0), i64(0)
     for zero in zeros:
-        once += (host.sample - 1) * (st.refs[zero] > 0)
-        unreal += host.sample * (st.refs[zero + 1] > 0)
-        zero_saved += max(st.refs[zero] - 1, 0)
+        once += (host.sample - 1) * (refs_of(st, zero) > 0)
+        unreal += host.sample * (refs_of(st, zero + 1) > 0)
+        zero_saved += max(refs_of(st, zero) - 1, 0)
     unreal += once
     measure_memory(st, row, vm_rows, first, host.distinct * host.sample - unreal)
     row.shared_saved_pages = shared_saved(st) * host.sample + unreal

@@ -24,7 +24,7 @@ from hostsim.units import VmId, pages
 
 Result = TypeVar("Result")
 
-VERSION = 1
+VERSION = 2
 _RECORDS = [dtype.descr for dtype in (HOST, VM, ROW, EVENT)]
 LAYOUT = hashlib.sha256(repr(_RECORDS).encode()).hexdigest()[:16]
 """Names the fields of all records: what another release wrote with other fields is refused."""

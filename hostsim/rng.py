@@ -43,12 +43,18 @@ def word(key: np.uint64, index: int) -> np.uint64:
 
 
 @small
+def place_of(word: np.uint64, n: int) -> int:
+    """One of `n` places, uniform, from the high half of a random word; n < 2**32."""
+    return i64(((word >> _32) * np.uint64(n)) >> _32)
+
+
+@small
 def below(key: np.uint64, index: int, bound: int) -> int:
     """Draw `index` of stream `key`, uniform in [0, bound), for bound < 2**32.
 
     Multiply-shift of the upper 32 bits; the bias is below bound / 2**32.
     """
-    return i64(((word(key, index) >> _32) * np.uint64(bound)) >> _32)
+    return place_of(np.uint64(word(key, index)), bound)  # to Python, kernels return plain integers
 
 
 @small

@@ -2,7 +2,7 @@
 
 A content is indexed by at most one frame: a *hint* (a private page that was scanned; may be stale,
 since hinted pages are not write-protected) or a *shared frame* (no owner, copy-on-write, counted by
-`refs`). Scanning turns two equal private frames into one shared frame. A page owns at most one
+its pages). Scanning turns two equal private frames into one shared frame. A page owns at most one
 hint; the hint ends when the page is rescanned, shared, or leaves RESIDENT. A unique page's hint is
 one bit: nothing can ever match it. Nothing here allocates frames.
 """
@@ -12,8 +12,9 @@ from __future__ import annotations
 import numpy as np
 
 from hostsim import rng
+from hostsim.ahead import fetch_frame, fetch_page
 from hostsim.frames import disown, release_frame
-from hostsim.jit import fetch, i64, kernel, small
+from hostsim.jit import i64, kernel, small
 from hostsim.state import (
     ACCESSED,
     AHEAD,
@@ -26,7 +27,11 @@ from hostsim.state import (
     STATE,
     UNIQUE,
     HostState,
+    add_refs,
     count_vms,
+    hint_on,
+    refs_of,
+    set_hint,
     set_state,
     slot_unit,
     state_of,
@@ -51,48 +56,64 @@ def shared_saved(st: HostState) -> int:
 
 
 @small
-def _home(key: int, mask: int) -> int:
-    return i64(rng.mix(np.uint64(key))) & mask
+def _home(st: HostState, key: int) -> int:
+    """Where a page's entry lies in `stale`, if nothing is in its way."""
+    return rng.place_of(rng.mix(np.uint64(key)), st.stale.size)
+
+
+@small
+def _after(st: HostState, i: int) -> int:
+    """The next position in `stale`, round its end."""
+    return i + 1 if i + 1 < st.stale.size else 0
+
+
+@small
+def _distance(st: HostState, start: int, end: int) -> int:
+    """Steps from one position in `stale` to another."""
+    steps = end - start
+    return steps if steps >= 0 else steps + st.stale.size
 
 
 @kernel
-def stale_put(st: HostState, key: int, content: int) -> None:
-    """Remember that page `key` owns a stale hint on `content`."""
-    mask = st.stale_page.size - 1
-    i = _home(key, mask)
-    while st.stale_page[i] != -1:
-        i = (i + 1) & mask
-    st.stale_page[i] = key
-    st.stale_at[i] = content
+def stale_put(st: HostState, content: int) -> None:
+    """Remember that the page that owns the hint on `content` holds something else.
+
+    The entry names the content alone: the content names the page.
+    """
+    i = _home(st, hint_on(st, content))
+    while st.stale[i] != 0:
+        i = _after(st, i)
+    st.stale[i] = content + 1
 
 
 @kernel
 def stale_find(st: HostState, key: int) -> int:
-    """Position of page `key` in the table of stale hints, or -1."""
-    mask = st.stale_page.size - 1
-    i = _home(key, mask)
-    while st.stale_page[i] != key:
-        if st.stale_page[i] == -1:
-            return -1
-        i = (i + 1) & mask
-    return i
+    """Position in `stale` of the content on which page `key` owns a stale hint, or -1."""
+    i = _home(st, key)
+    while st.stale[i] != 0:
+        if hint_on(st, stale_at(st, i)) == key:
+            return i
+        i = _after(st, i)
+    return -1
+
+
+@small
+def stale_at(st: HostState, i: int) -> int:
+    """The content at a position in `stale` that is not empty."""
+    return i64(st.stale[i]) - 1
 
 
 @kernel
 def stale_remove(st: HostState, i: int) -> None:
     """Empty position `i`, moving later entries of its run back so that look-ups stay short."""
-    mask = st.stale_page.size - 1
-    j = i
-    while True:
-        j = (j + 1) & mask
-        if st.stale_page[j] == -1:
-            break
-        home = _home(st.stale_page[j], mask)
-        if ((j - home) & mask) >= ((j - i) & mask):
-            st.stale_page[i] = st.stale_page[j]
-            st.stale_at[i] = st.stale_at[j]
+    j = _after(st, i)
+    while st.stale[j] != 0:
+        home = _home(st, hint_on(st, stale_at(st, j)))
+        if _distance(st, home, j) >= _distance(st, i, j):
+            st.stale[i] = st.stale[j]
             i = j
-    st.stale_page[i] = -1
+        j = _after(st, j)
+    st.stale[i] = 0
 
 
 @small
@@ -106,12 +127,12 @@ def drop_hint(st: HostState, v: int, ppn: int) -> int:
     st.page[slot] = i64(st.page[slot]) & ~HINT
     if word & STALE == 0:
         if word & UNIQUE == 0:
-            st.hints[word & INDEX] = -1
+            set_hint(st, word & INDEX, -1)
         return 0
     st.content[slot] = word & ~STALE
     i = stale_find(st, v << PPN_BITS | ppn)
     if i >= 0:
-        st.hints[st.stale_at[i]] = -1
+        set_hint(st, stale_at(st, i), -1)
         stale_remove(st, i)
     return 1
 
@@ -124,15 +145,14 @@ def rewrite(st: HostState, v: int, ppn: int, word: int) -> None:
     if i64(st.page[slot]) & HINT == 0:
         st.content[slot] = word
         return
-    key = v << PPN_BITS | ppn
     if old & STALE == 0:
         if old != word:
             if old & UNIQUE == 0:
-                stale_put(st, key, old)
+                stale_put(st, old)
             word |= STALE
     else:
-        i = stale_find(st, key)
-        if i >= 0 and st.stale_at[i] == word:
+        i = stale_find(st, v << PPN_BITS | ppn)
+        if i >= 0 and stale_at(st, i) == word:
             stale_remove(st, i)
         else:
             word |= STALE
@@ -150,7 +170,7 @@ def _to_shared(st: HostState, v: int, ppn: int) -> int:
     kind = disown(st, v, slot)
     set_state(st, slot, SHARED)
     st.page[slot] = i64(st.page[slot]) | accessed
-    st.refs[i64(st.content[slot]) & INDEX] += 1
+    add_refs(st, i64(st.content[slot]) & INDEX, 1)
     st.vms[v].shared += 1
     return kind
 
@@ -166,10 +186,10 @@ def match(st: HostState, v: int, ppn: int, insert_hint: int) -> int:
     slot = st.vms[v].base_slot + ppn
     word = i64(st.content[slot])
     if word & UNIQUE == 0:
-        if st.refs[word] > 0:
+        if refs_of(st, word) > 0:
             release_frame(st, _to_shared(st, v, ppn))
             return 1
-        hint = st.hints[word]
+        hint = hint_on(st, word)
         if hint >= 0:
             other_v = hint >> PPN_BITS
             other_ppn = hint & ((1 << PPN_BITS) - 1)
@@ -181,7 +201,7 @@ def match(st: HostState, v: int, ppn: int, insert_hint: int) -> int:
                 host.distinct += 1
                 return 1
         if insert_hint == 1:
-            st.hints[word] = v << PPN_BITS | ppn
+            set_hint(st, word, v << PPN_BITS | ppn)
     if insert_hint == 1:
         st.page[slot] = i64(st.page[slot]) | HINT
         host.hint_frames += 1
@@ -217,8 +237,7 @@ def scan_vm(st: HostState, v: int, budget: int) -> int:
             ahead[i] = base + rng.below(key, drawn + i, size)
         if is_far:
             for i in range(n):
-                fetch(st.page, ahead[i])
-                fetch(st.content, ahead[i])
+                fetch_page(st, ahead[i])
         drawn += n
         before, n_news = done, i64(0)
         for i in range(n):
@@ -232,9 +251,7 @@ def scan_vm(st: HostState, v: int, budget: int) -> int:
             done += i64(is_hashed)
         if is_far:
             for i in range(n_news):
-                index = i64(st.content[ahead[i]]) & INDEX
-                fetch(st.refs, index)
-                fetch(st.hints, index)
+                fetch_frame(st, ahead[i])
         for i in range(n_news):
             scan_page(st, v, ahead[i] - base)
         st.host[0].scanned += done - before - n_news

@@ -51,6 +51,7 @@ from hostsim.state import (
     Array,
     HostState,
     empty,
+    stale_size,
     window_space,
 )
 from hostsim.units import HostId, VmId
@@ -147,8 +148,8 @@ def _meaning_of(host: Host, v: int) -> bytes:
 def _stale_hints(host: Host) -> Array:
     """(n, 6) int64, sorted: VM id and page, then kind, family, salt and place of the content."""
     st = host.state
-    is_used = st.stale_page >= 0
-    pages, at = st.stale_page[is_used], st.stale_at[is_used]
+    at = st.stale_contents
+    pages = st.hints[at]
     if len(pages) == 0:
         return np.zeros((0, 6), np.int64)
     keys = np.array(list(host.ranges), np.int64)
@@ -236,8 +237,9 @@ def _state(packed: Mapping[str, Any], host: Host) -> HostState:
     per_row = {"vms": (), "order": (), "lost": (8,), "debts": (8,), "class_base": (3, N_CLASSES)}
     shapes |= {name: (n_rows, *rest) for name, rest in per_row.items()}
     shapes |= {"sampled": (n_rows, host.config.sampling.pages), "host": (1,), "level_ms": (4,)}
-    shapes |= dict.fromkeys(("refs", "hints", "shared_kind"), (n_contents,))
+    shapes |= dict.fromkeys(("indexed", "shared_kind"), (n_contents,))
     shapes |= {"copied": (copy_counters(host.config, host.sample), 2)}
+    shapes |= {"stale": (stale_size(n_contents),)}
     arrays = {
         name: unpack_array(packed[name], dtype, shapes[name])
         for name, (dtype, _) in ARRAYS.items()
@@ -288,11 +290,8 @@ def _require_sound(host: Host) -> None:
         raise PackingError("host: ranges and their users differ")
     for v in on.tolist():
         _require_sound_vm(host, v)
-    size = len(st.stale_page)
-    if size != len(st.stale_at) or size < 8 or size & (size - 1):
-        raise PackingError("host: the table of stale hints has a wrong size")
-    if (st.stale_page == -1).sum() == 0 or (st.stale_at >= len(st.refs)).any():
-        raise PackingError("host: the table of stale hints is broken")
+    if (st.stale > len(st.indexed)).any():
+        raise PackingError("host: a stale hint on no content")
     try:
         invariants.check(st)
     except invariants.BrokenInvariantError as error:

@@ -77,11 +77,11 @@ class HostState:
     debts       (n_rows, 8) int64  ns that faults cost and that did not fit into their step
     page        (n_slots,) uint8   state bytes
     content     (n_slots,) uint32  content words
-    refs        (n_contents,) int64  pages in state SHARED per content
+    indexed     (n_contents,) int64  the frame that a content is indexed by, if any: the hinting
+                                   page as 1 + (row << 40 | ppn), or minus its SHARED pages, or 0
     shared_kind (n_contents,) uint8  KIND exactly when a shared frame holds it in high memory, or 0
-    hints       (n_contents,) int64  hinting page as row << 40 | ppn, or -1
-    stale_page  (n_stale,) int64   open addressing (power of two): pages, as row << 40 | ppn, that
-    stale_at    (n_stale,) int64   own a stale hint on a common content; that content; -1 = empty
+    stale       (n_stale,) uint32  open addressing, by page: 1 + each content whose hinting page was
+                                   rewritten since, or 0
     copied      (n_counters, 2) int64  a page as vm << 40 | ppn, or -1; how often it was copied
     sampled     (n_rows, n_samples) int64  PPNs of the running sampling period
     kinds       (n_images, 3, PATTERN) int64  guest use * 8 + content class of a pattern's slots
@@ -98,7 +98,7 @@ class HostState:
     heard_at    (n_loud,) int32    the same: where in its list a place is
     n_heard     (2,) int64         the same: lengths of the lists
     powers      (AHEAD,) float64   the same
-    ahead       (AHEAD,) int64     the same: slots that will be looked at next
+    ahead       (2 * AHEAD,) int64     the same: slots that will be looked at next
     """
 
     host: Array
@@ -109,11 +109,9 @@ class HostState:
     debts: Array
     page: Array
     content: Array
-    refs: Array
+    indexed: Array
     shared_kind: Array
-    hints: Array
-    stale_page: Array
-    stale_at: Array
+    stale: Array
     copied: Array
     sampled: Array
     kinds: Array
@@ -144,6 +142,26 @@ class HostState:
         """Address of the table of arrays: all that kernels are passed."""
         return int(self.table.ctypes.data)
 
+    @property
+    def refs(self) -> Array:
+        """(n_contents,) int64, read-only: pages in state SHARED. Not for kernels."""
+        return _read_only(np.maximum(-self.indexed, 0))
+
+    @property
+    def hints(self) -> Array:
+        """(n_contents,) int64, read-only: hinting page as row << 40 | ppn, or -1. As `refs`."""
+        return _read_only(np.maximum(self.indexed, 0) - 1)
+
+    @property
+    def stale_contents(self) -> Array:
+        """(n,) int64, read-only: contents with a stale hint, in no order. As `refs`."""
+        return _read_only(self.stale[self.stale > 0].astype(np.int64) - 1)
+
+
+def _read_only(array: Array) -> Array:
+    array.flags.writeable = False
+    return array
+
 
 ARRAYS: dict[str, tuple[np.dtype[Any], int]] = {
     "host": (HOST, 1),
@@ -154,11 +172,9 @@ ARRAYS: dict[str, tuple[np.dtype[Any], int]] = {
     "debts": (INT, 2),
     "page": (np.dtype(np.uint8), 1),
     "content": (np.dtype(np.uint32), 1),
-    "refs": (INT, 1),
+    "indexed": (INT, 1),
     "shared_kind": (np.dtype(np.uint8), 1),
-    "hints": (INT, 1),
-    "stale_page": (INT, 1),
-    "stale_at": (INT, 1),
+    "stale": (np.dtype(np.uint32), 1),
     "copied": (INT, 2),
     "sampled": (INT, 2),
     "kinds": (INT, 3),
@@ -202,6 +218,30 @@ def state_of(st: HostState, slot: int) -> int:
 def use_of(st: HostState, slot: int) -> int:
     """Guest use of a page."""
     return i64(st.page[slot]) >> USE_SHIFT
+
+
+@small
+def refs_of(st: HostState, content: int) -> int:
+    """Pages in state SHARED that hold a content."""
+    return max(-st.indexed[content], 0)
+
+
+@small
+def add_refs(st: HostState, content: int, change: int) -> None:
+    """More SHARED pages hold a content, or fewer. There is no hint on it."""
+    st.indexed[content] -= change
+
+
+@small
+def hint_on(st: HostState, content: int) -> int:
+    """The page, as row << 40 | ppn, that owns the hint on a content; negative where none is."""
+    return st.indexed[content] - 1
+
+
+@small
+def set_hint(st: HostState, content: int, key: int) -> None:
+    """A page owns the hint on a content that no page shares; -1: none does."""
+    st.indexed[content] = key + 1
 
 
 @small
@@ -253,6 +293,11 @@ def due(st: HostState, period_ms: int) -> int:
     return now_ms // period_ms - (now_ms - st.host[0].dt_ms) // period_ms
 
 
+def stale_size(n_contents: int) -> int:
+    """Length of `stale`, for one entry a content at most: four fifths full at most."""
+    return n_contents + n_contents // 4 + 1
+
+
 def empty(n_rows: int, n_samples: int, n_counters: int = 1) -> HostState:
     """A host's arrays with no VM."""
     vms = np.zeros(n_rows, VM).view(np.recarray)
@@ -266,11 +311,9 @@ def empty(n_rows: int, n_samples: int, n_counters: int = 1) -> HostState:
         debts=np.zeros((n_rows, N_CAUSES), np.int64),
         page=np.zeros(0, np.uint8),
         content=np.zeros(0, np.uint32),
-        refs=np.zeros(0, np.int64),
+        indexed=np.zeros(0, np.int64),
         shared_kind=np.zeros(0, np.uint8),
-        hints=np.zeros(0, np.int64),
-        stale_page=np.full(8, -1, np.int64),
-        stale_at=np.full(8, -1, np.int64),
+        stale=np.zeros(stale_size(0), np.uint32),
         copied=np.full((n_counters, 2), -1, np.int64),
         sampled=np.full((n_rows, n_samples), -1, np.int64),
         kinds=np.zeros((0, 3, PATTERN), np.int64),
@@ -285,7 +328,7 @@ def empty(n_rows: int, n_samples: int, n_counters: int = 1) -> HostState:
         **window_space(0),
         n_heard=np.zeros(2, np.int64),
         powers=np.zeros(AHEAD, np.float64),
-        ahead=np.zeros(AHEAD, np.int64),
+        ahead=np.zeros(2 * AHEAD, np.int64),
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from hostsim import fault, rng, share
+from hostsim.ahead import FAR, NEAR, fetch_frame, fetch_page
 from hostsim.jit import i64, kernel, small
 from hostsim.state import (
     ACCESSED,
@@ -20,6 +21,7 @@ from hostsim.state import (
     SHARED,
     SWAPPED,
     HostState,
+    refs_of,
     state_of,
     use_of,
 )
@@ -33,8 +35,15 @@ def is_victim(st: HostState, slot: int) -> bool:
     """Whether swapping this page would free a frame."""
     state = state_of(st, slot)
     if state == SHARED:
-        return st.refs[i64(st.content[slot]) & INDEX] == 1
+        return refs_of(st, i64(st.content[slot]) & INDEX) == 1
     return state == RESIDENT
+
+
+@small
+def _first_look(st: HostState, v: int, key: np.uint64, draw: int) -> int:
+    """Slot of the page that is looked at first for victim number `draw`."""
+    vm = st.vms[v]
+    return vm.base_slot + rng.below(key, draw * (LOOKS + 1), vm.size_slots)
 
 
 @small
@@ -106,9 +115,13 @@ def page_out_vm(st: HostState, v: int, n: int, free_goal: int) -> int:
     vm = st.vms[v]
     key = rng.stream(host.seed, rng.SWAP, vm.vm, host.tick)
     done = 0
+    for draw in range(min(n, FAR)):
+        fetch_page(st, _first_look(st, v, key, draw))
     while done < n and host.free < free_goal and can_write(st):
         if vm.swapped >= vm.size_slots - vm.reservation:
             break
+        fetch_page(st, _first_look(st, v, key, done + FAR))
+        fetch_frame(st, _first_look(st, v, key, done + NEAR))
         ppn = find_victim(st, v, key, done)
         if ppn < 0:
             break

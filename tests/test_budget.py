@@ -24,7 +24,7 @@ from cluster.budget import (
 from cluster.population import Population, populate
 from cluster.yaml_input import InputError
 from hostsim.program import ROW
-from hostsim.state import HostState, empty
+from hostsim.state import HostState, empty, stale_size
 from hostsim.units import GIB, MIB, PAGE_SIZE
 
 SLOTS = 3 * GIB // PAGE_SIZE
@@ -49,9 +49,8 @@ def test_the_constants_are_those_of_the_state() -> None:
     assert state.page.itemsize + state.content.itemsize == SLOT_BYTES
     window = state.loud.itemsize + state.heard.itemsize + state.heard_at.itemsize
     assert window == WINDOW_BYTES
-    stale = state.stale_page.itemsize + state.stale_at.itemsize
-    content = state.refs.itemsize + state.hints.itemsize + state.shared_kind.itemsize
-    assert content + 4 * stale == CONTENT_BYTES
+    content = state.indexed.itemsize + state.shared_kind.itemsize
+    assert content * 1000 + stale_size(1000) * state.stale.itemsize == 1000 * CONTENT_BYTES + 4
     assert state.copied.itemsize * state.copied.shape[1] == COUNTER_BYTES
 
 

@@ -79,15 +79,15 @@ def ids_of(host: Host, key: int) -> tuple[int, int]:
 def index_of_sharing(host: Host) -> dict[str, dict[Meaning, Any]]:
     """References and hints by what they are about."""
     state = host.state
-    hinted = np.flatnonzero(state.hints >= 0).tolist()
-    stale = np.flatnonzero(state.stale_page >= 0).tolist()
+    refs, hints = state.refs, state.hints
+    hinted = np.flatnonzero(hints >= 0).tolist()
+    stale = state.stale_contents.tolist()
+    for content in stale:
+        assert share.stale_at(state, share.stale_find(state, int(hints[content]))) == content
     return {
-        "refs": {meaning(host, i): int(state.refs[i]) for i in np.flatnonzero(state.refs)},
-        "hints": {meaning(host, i): ids_of(host, int(state.hints[i])) for i in hinted},
-        "stale": {
-            ids_of(host, int(state.stale_page[i])): meaning(host, int(state.stale_at[i]))
-            for i in stale
-        },
+        "refs": {meaning(host, i): int(refs[i]) for i in np.flatnonzero(refs)},
+        "hints": {meaning(host, i): ids_of(host, int(hints[i])) for i in hinted},
+        "stale": {ids_of(host, int(hints[i])): meaning(host, i) for i in stale},
     }
 
 

@@ -112,9 +112,9 @@ def test_powering_off_gives_every_frame_back() -> None:
     for name in ("distinct", "hint_frames", "overhead"):
         assert counter(host, name) == 0
     st = host.state
-    for array in (st.page, st.content, st.programs, st.refs, st.hints):
+    for array in (st.page, st.content, st.programs, st.indexed):
         assert len(array) == 0
-    assert (st.stale_page == -1).all() and (st.order == -1).all() and not st.lost.any()
+    assert not st.stale.any() and (st.order == -1).all() and not st.lost.any()
     assert (host.ranges, host.specs, host.vm_ids(), host.zero_pages()) == ({}, {}, [], [])
 
 

@@ -66,7 +66,7 @@ def becomes(state: int, byte: int) -> Damage:
 def moved_hint(host: Host) -> None:
     """The hint of one content names another page of its VM."""
     at = int(np.flatnonzero(host.state.hints >= 0)[0])
-    host.state.hints[at] += 1
+    host.state.indexed[at] += 1
 
 
 def hint_on_a_shared_page(host: Host) -> None:
@@ -74,7 +74,7 @@ def hint_on_a_shared_page(host: Host) -> None:
 
 
 def hint_without_a_page(host: Host) -> None:
-    host.state.hints[np.flatnonzero(host.state.hints < 0)[0]] = 5
+    host.state.indexed[np.flatnonzero(host.state.indexed == 0)[0]] = 5
 
 
 def hint_bit_lost(host: Host) -> None:
@@ -84,8 +84,15 @@ def hint_bit_lost(host: Host) -> None:
 
 def stale_hint_without_a_page(host: Host) -> None:
     """It names a page beyond the VM: the next one may own a stale hint itself."""
-    at = int(np.flatnonzero(host.state.stale_page >= 0)[0])
-    host.state.stale_page[at] += 1 << 30
+    host.state.indexed[host.state.stale_contents[0]] += 1 << 30
+
+
+def stale_hint_twice(host: Host) -> None:
+    host.state.stale[np.flatnonzero(host.state.stale == 0)[0]] = host.state.stale.max()
+
+
+def stale_hint_forgotten(host: Host) -> None:
+    host.state.stale[np.flatnonzero(host.state.stale)[0]] = 0
 
 
 def another_shared_content(host: Host) -> None:
@@ -207,6 +214,8 @@ DAMAGES: list[tuple[str, str, Damage]] = [
     ("a lost hint", "hint frames", hint_bit_lost),
     ("one more hint frame", "hint frames", add("hint_frames", 1)),
     ("a stale hint without its page", "stale hints", stale_hint_without_a_page),
+    ("a stale hint that is listed twice", "stale hints", stale_hint_twice),
+    ("a stale hint that is not listed", "hints", stale_hint_forgotten),
 ]
 
 
@@ -223,7 +232,7 @@ def test_references_that_are_not_counted_are_named_with_their_content() -> None:
     host = snapshot.load(starved())
     content = int(np.flatnonzero(host.state.refs > 1)[0])
     had = int(host.state.refs[content])
-    host.state.refs[content] += 5
+    host.state.indexed[content] -= 5
     message = rf"^references: content \[{content}\]: \[{had}\] pages, \[{had + 5}\] references$"
     with pytest.raises(BrokenInvariantError, match=message):
         invariants.check(host.state)

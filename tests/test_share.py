@@ -6,6 +6,7 @@ what sharing saves in a running host: test_share_rates.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,16 @@ from host_builders import (
 
 from hostsim import fault, invariants, share, swap
 from hostsim.host import Host
-from hostsim.state import PPN_BITS, RESIDENT, SHARED, STALE, SWAPPED, UNIQUE
+from hostsim.state import (
+    PPN_BITS,
+    RESIDENT,
+    SHARED,
+    STALE,
+    SWAPPED,
+    UNIQUE,
+    set_hint,
+    stale_size,
+)
 from hostsim.units import MIB, PAGE_SIZE, VmId
 
 N_PAGES = MIB // PAGE_SIZE
@@ -181,21 +191,34 @@ def test_a_hint_ends_uncounted_when_its_page_leaves_memory(rewritten: bool) -> N
 
 
 def test_stale_hints_are_found_again_however_many_collide() -> None:
-    """The table of stale hints under random insertion and removal, against a dict."""
-    host = still_host(4)
-    st, draw = host.state, np.random.default_rng(5)
+    """The table of stale hints under random insertion and removal, against a dict; filled as far
+    as it can be, with one of every content, time and again."""
+    n = 60
+    st = replace(
+        still_host(4).state,
+        indexed=np.zeros(n, np.int64),
+        stale=np.zeros(stale_size(n), np.uint32),
+    )
+    draw = np.random.default_rng(5)
     kept: dict[int, int] = {}
-    for _ in range(3000):
+    sizes = []
+    for step in range(6000):
         key = int(draw.integers(4)) << 40 | int(draw.integers(64))
         at = share.stale_find(st, key)
         assert (at >= 0) == (key in kept)
-        if at >= 0:
-            assert st.stale_at[at] == kept.pop(key)
+        unused = np.flatnonzero(st.indexed == 0)
+        if at >= 0 and step % 1000 >= 500:
+            content = share.stale_at(st, at)
+            assert content == kept.pop(key)
             share.stale_remove(st, at)
-        elif 2 * len(kept) < len(st.stale_page):
-            kept[key] = int(draw.integers(N_PAGES))
-            share.stale_put(st, key, kept[key])
-    assert (st.stale_page >= 0).sum() == len(kept) > 20
+            set_hint(st, content, -1)
+        elif at < 0 and len(unused) > 0 and step % 1000 < 500:
+            kept[key] = int(draw.choice(unused))
+            set_hint(st, kept[key], key)
+            share.stale_put(st, kept[key])
+        sizes.append(len(kept))
+        assert sorted(st.stale_contents.tolist()) == sorted(kept.values())
+    assert min(sizes[500:]) < 10 and max(sizes) == n
 
 
 # Copy on write

@@ -158,7 +158,6 @@ def test_pages_are_chosen_uniformly_at_random(monkeypatch: pytest.MonkeyPatch) -
     stream = rng.stream
     monkeypatch.setattr(rng, "stream", lambda *key: np.uint64(stream(*key)))
     monkeypatch.setattr(share, "scan_page", lambda st, v, ppn: chosen.update([ppn]))
-    monkeypatch.setattr(share, "fetch", lambda array, index: None)
     for tick in range(10):
         host.state.host[0].tick = tick
         with np.errstate(over="ignore"):

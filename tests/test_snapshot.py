@@ -176,8 +176,9 @@ def another_content(host: Host, flag: int) -> None:
 
 
 def another_stale_hint(host: Host) -> None:
-    at = int(np.flatnonzero(host.state.stale_page >= 0)[0])
-    host.state.stale_at[at] += -1 if host.state.stale_at[at] else 1
+    """An entry names the content before or after."""
+    at = int(np.flatnonzero(host.state.stale)[0])
+    host.state.stale[at] = abs(int(host.state.stale[at]) - 2) + 1
 
 
 def assert_in_digest(change: Callable[[Host], None]) -> None:
@@ -192,4 +193,4 @@ def test_the_page_states_of_the_starved_host_are_all_there() -> None:
     host = snapshot.load(starved())
     counted = np.bincount(host.state.page & int(STATE), minlength=len(STATES))
     assert (counted > 0).all() and len(counted) == len(STATES)
-    assert (host.state.stale_page >= 0).any() and host.host == HostId(0)
+    assert host.state.stale.any() and host.host == HostId(0)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from hostsim import invariants, packing, snapshot
-from hostsim.packing import PackingError
+from hostsim.packing import VERSION, PackingError
 from hostsim.state import ARRAYS
 from hostsim.units import MIB
 
@@ -150,8 +150,8 @@ DAMAGES: dict[str, Damage] = {
     "an unknown key": put("more", 1),
     "a missing key": put("seed", ...),
     "an unknown array": put("arrays", "more", {"shape": [0], "data": b""}),
-    "a missing array": put("arrays", "refs", ...),
-    "an unknown field of an array": put("arrays", "refs", "dtype", "<i8"),
+    "a missing array": put("arrays", "indexed", ...),
+    "an unknown field of an array": put("arrays", "indexed", "dtype", "<i8"),
     "an unknown option": put("config", "more", 1),
     "a wrong option": put("config", "cpus", 0),
     "an unknown field of a spec": put("specs", 0, "more", 1),
@@ -181,10 +181,9 @@ DAMAGES: dict[str, Damage] = {
     "bytes that are missing": put("arrays", "page", "data", b""),
     "fewer pages": cut_to("page", 4 * SIZE - 1),
     "fewer contents": cut_to("content", 4 * SIZE - 1),
-    "fewer references": cut_to("refs", 1),
+    "fewer references": cut_to("indexed", 1),
     "fewer rows": cut_to("vms", 4),
-    "fewer stale hints": cut_to("stale_page", 4),
-    "a table of stale hints of another size": cut_to("stale_at", 8),
+    "a table of stale hints of another size": cut_to("stale", 4),
     "a range of negative length": put("ranges", 0, 3, -1),
     "a range of another length": put("ranges", 0, 3, 3),
     "a range with another user": put("ranges", 0, 4, 5),
@@ -194,17 +193,17 @@ DAMAGES: dict[str, Damage] = {
     "a page in another state": entry("page", 0),
     "a content beyond the host's": entry("content", 2**30 - 1, SIZE),
     "a content of another VM": entry("content", 1, SIZE + 1),
-    "a reference too many": entry("refs", 99),
+    "a reference too many": entry("indexed", -99),
     "a kind of no memory": entry("shared_kind", 1),
     "a page in the other memory": entry("page", 0x91),
     "fewer copy counters": cut_to("copied", 1),
-    "a hint of no page": entry("hints", 12345),
-    "a hint of a page beyond": entry("hints", 5 << 40 | 3),
+    "a hint of no page": entry("indexed", 12345),
+    "a hint of a page beyond": entry("indexed", 5 << 40 | 3),
     "an order that is not by id": entry("order", 2),
     "an order beyond the rows": entry("order", 99),
     "a sample beyond the VM": entry("sampled", SIZE),
     "a sample before the VM": entry("sampled", -1),
-    "a stale hint on no content": entry("stale_at", HUGE),
+    "a stale hint on no content": entry("stale", 2**32 - 1),
     "other classes": entry("class_base", 1),
     "a program's row in another place": field("until_ms", 1, "programs", 0),
     "transmits without end": field("transmit_pages_per_s", HUGE, "programs", 0),
@@ -267,7 +266,12 @@ def test_a_wrong_body_with_a_right_digest_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("format", "esxsim-vm"), ("version", 2), ("layout", "0" * 16), ("sha256", b"0" * 32)],
+    [
+        ("format", "esxsim-vm"),
+        ("version", VERSION + 1),
+        ("layout", "0" * 16),
+        ("sha256", b"0" * 32),
+    ],
 )
 def test_an_envelope_of_another_kind_or_release_is_refused(name: str, value: object) -> None:
     envelope = msgpack.unpackb(starved()) | {name: value}

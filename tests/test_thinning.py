@@ -45,8 +45,8 @@ CONTENT = ContentTable(
     anon=ContentMix(zero=100, image=200, duplicate=50, unique=300),
 )
 STATEFUL = (
-    *("host", "vms", "lost", "debts", "page", "content", "refs", "hints", "sampled"),
-    *("stale_page", "stale_at"),
+    *("host", "vms", "lost", "debts", "page", "content", "indexed", "sampled"),
+    "stale",
 )
 """Arrays that a touch may change."""
 SECOND_NS = 1_000_000_000
@@ -126,11 +126,9 @@ def observable(host: Host) -> dict[str, Any]:
         "level_ms",
         "lost",
         "page",
-        "refs",
-        "hints",
+        "indexed",
         "sampled",
-        "stale_page",
-        "stale_at",
+        "stale",
     ]
     return {name: getattr(st, name).tolist() for name in names} | {
         "vms": vms.tolist(),
@@ -202,7 +200,7 @@ def outcomes(host: Host, touch_pages: Any, vm: int) -> tuple[np.ndarray, np.ndar
         row.left_ns, row.disk_io_left, st.host[0].swap_io_left = SECOND_NS, 60, 25
         done = touch_pages(st, v, n, SECOND_NS // n // 2, 400, UNIFORM, int(row.active))
         events = [int(st.host[0][name]) for name in EVENTS]
-        stale = int((st.stale_page >= 0).sum())
+        stale = len(st.stale_contents)
         time = [done, int(row.left_ns), *st.lost[v, :3].tolist()]
         numbers.append([*events, *time, stale, int(row.resident), int(row.brk)])
         page, word = st.page.astype(np.int64), st.content.astype(np.int64)

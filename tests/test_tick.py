@@ -321,7 +321,7 @@ def test_measuring_does_not_change_the_run() -> None:
         run(watched, 10 * SECOND)
         watched.measure()
     one, other = arrays_of(alone.state), arrays_of(watched.state)
-    for name in ("page", "content", "refs", "hints", "sampled", "stale_page"):
+    for name in ("page", "content", "indexed", "sampled", "stale"):
         assert one[name] == other[name], name
     for name in ("target", "ballooned", "swapped", "clock_ns", "slow", "backlog_ns", "serial"):
         assert (alone.state.vms[name] == watched.state.vms[name]).all(), name

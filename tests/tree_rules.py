@@ -21,7 +21,7 @@ LAYERS = [
     "hostsim.guest_config",
     "hostsim.program hostsim.replay",
     "hostsim.spec hostsim.state",
-    "hostsim.ranks hostsim.frames",
+    "hostsim.ranks hostsim.frames hostsim.ahead",
     "hostsim.closed_form",
     "hostsim.composition hostsim.allocate hostsim.reclaim hostsim.sample hostsim.share"
     " hostsim.remap hostsim.invariants",

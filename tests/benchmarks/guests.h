@@ -34,6 +34,23 @@ static inline void drop(State *st, int64_t offset, int volume) {
     st->heard_at[last] = at;
 }
 
+/* add() for each, without branches: every offset is written behind both lists, and the one that it
+   belongs to grows. */
+static void add_all(State *st, int64_t first, int64_t end) {
+    int32_t *restrict heard = st->heard, *restrict heard_at = st->heard_at;
+    const uint8_t *restrict loud = st->loud;
+    const int64_t last = st->n_loud - 1;
+    int64_t n_any = st->n_heard[ANY], n_write = st->n_heard[WRITE];
+    for (int64_t i = first; i < end; i++) {
+        heard[n_any] = heard[last - n_write] = (int32_t)i;
+        heard_at[i] = (int32_t)(loud[i] >= LOUD ? n_any : last - n_write);
+        n_any += loud[i] >= LOUD;
+        n_write += loud[i] == 1;
+    }
+    st->n_heard[ANY] = n_any;
+    st->n_heard[WRITE] = n_write;
+}
+
 static void judge(const uint8_t *restrict page, const uint32_t *restrict content,
                   uint8_t *restrict loud, int64_t n) {
     for (int64_t i = 0; i < n; i++) loud[i] = loudness(page[i], content[i]);
@@ -51,8 +68,7 @@ static void listen(State *st, const Vm *vm) {
         int64_t end = min(block + BLOCK, active);
         uint8_t heard = 0;
         for (int64_t i = block; i < end; i++) heard |= st->loud[i];
-        if (heard == QUIET) continue;
-        for (int64_t i = block; i < end; i++) add(st, i, st->loud[i]);
+        if (heard != QUIET) add_all(st, block, end);
     }
 }
 
@@ -96,10 +112,6 @@ static int make(State *st, int64_t v, int64_t offset, int is_write, int64_t touc
 }
 
 static inline double unit_of(uint64_t word) { return (double)(word >> 11) * 0x1p-53; }
-
-static inline int64_t place_of(uint64_t word, int64_t n) {
-    return (int64_t)(((word >> 32) * (uint64_t)n) >> 32);
-}
 
 static inline int is_write_of(uint64_t word, int64_t writes) {
     return (((word & 0xFFFFFFFFu) * 1000) >> 32) < (uint64_t)writes;

@@ -24,11 +24,11 @@ typedef struct {
     Host *host;
     Vm *vms;
     uint8_t *page, *shared_kind, *loud;
-    uint32_t *content;
-    int64_t *refs, *hints, *stale_page, *stale_at, *lost, *debts, *sampled, *n_heard, *order;
+    uint32_t *content, *stale;
+    int64_t *indexed, *lost, *debts, *sampled, *n_heard, *order;
     int32_t *heard, *heard_at;
     double *powers;
-    int64_t stale_mask, n_loud, n_samples, n_rows;
+    int64_t n_stale, n_loud, n_samples, n_rows;
 } State;
 
 typedef int64_t Table[TABLE_COLUMNS];
@@ -37,12 +37,12 @@ static inline State state_of(const Table *table) {
 #define ARRAY(name) (void *)table[ARRAY_##name][0]
     return (State){
         .host = ARRAY(host), .vms = ARRAY(vms), .page = ARRAY(page), .content = ARRAY(content),
-        .shared_kind = ARRAY(shared_kind), .refs = ARRAY(refs), .hints = ARRAY(hints),
-        .stale_page = ARRAY(stale_page), .stale_at = ARRAY(stale_at), .lost = ARRAY(lost),
+        .shared_kind = ARRAY(shared_kind), .indexed = ARRAY(indexed),
+        .stale = ARRAY(stale), .lost = ARRAY(lost),
         .debts = ARRAY(debts), .sampled = ARRAY(sampled), .order = ARRAY(order),
         .loud = ARRAY(loud), .heard = ARRAY(heard), .heard_at = ARRAY(heard_at),
         .n_heard = ARRAY(n_heard), .powers = ARRAY(powers),
-        .stale_mask = table[ARRAY_stale_page][1] - 1, .n_loud = table[ARRAY_heard][1],
+        .n_stale = table[ARRAY_stale][1], .n_loud = table[ARRAY_heard][1],
         .n_samples = table[ARRAY_sampled][2], .n_rows = table[ARRAY_order][1],
     };
 }
@@ -62,8 +62,12 @@ static uint64_t stream(const Host *host, uint64_t purpose, int64_t owner) {
     return mix(key ^ ((uint64_t)host->tick * WEYL));
 }
 
+static inline int64_t place_of(uint64_t word, int64_t n) {
+    return (int64_t)(((word >> 32) * (uint64_t)n) >> 32);
+}
+
 static inline int64_t below(uint64_t key, int64_t index, int64_t bound) {
-    return (int64_t)(((mix(key + (uint64_t)index * WEYL) >> 32) * (uint64_t)bound) >> 32);
+    return place_of(mix(key + (uint64_t)index * WEYL), bound);
 }
 
 static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -102,37 +106,49 @@ static inline void release_frame(State *st, int kind) {
 
 /* Hints: hostsim/share.py. */
 
-static inline int64_t home_of(const State *st, int64_t key) {
-    return (int64_t)mix((uint64_t)key) & st->stale_mask;
+static inline int64_t refs_of(const State *st, int64_t content) {
+    return max(-st->indexed[content], 0);
 }
 
-static void stale_put(State *st, int64_t key, int64_t content) {
-    int64_t i = home_of(st, key);
-    while (st->stale_page[i] != -1) i = (i + 1) & st->stale_mask;
-    st->stale_page[i] = key;
-    st->stale_at[i] = content;
+static inline int64_t hint_on(const State *st, int64_t content) { return st->indexed[content] - 1; }
+
+static inline void set_hint(State *st, int64_t content, int64_t key) {
+    st->indexed[content] = key + 1;
+}
+
+static inline int64_t home_of(const State *st, int64_t key) {
+    return place_of(mix((uint64_t)key), st->n_stale);
+}
+
+static inline int64_t after(const State *st, int64_t i) { return i + 1 < st->n_stale ? i + 1 : 0; }
+
+static inline int64_t distance(const State *st, int64_t start, int64_t end) {
+    return end >= start ? end - start : end - start + st->n_stale;
+}
+
+static inline int64_t stale_at(const State *st, int64_t i) { return (int64_t)st->stale[i] - 1; }
+
+static void stale_put(State *st, int64_t content) {
+    int64_t i = home_of(st, hint_on(st, content));
+    while (st->stale[i] != 0) i = after(st, i);
+    st->stale[i] = (uint32_t)content + 1;
 }
 
 static int64_t stale_find(const State *st, int64_t key) {
-    int64_t i = home_of(st, key);
-    while (st->stale_page[i] != key) {
-        if (st->stale_page[i] == -1) return -1;
-        i = (i + 1) & st->stale_mask;
-    }
-    return i;
+    for (int64_t i = home_of(st, key); st->stale[i] != 0; i = after(st, i))
+        if (hint_on(st, stale_at(st, i)) == key) return i;
+    return -1;
 }
 
 static void stale_remove(State *st, int64_t i) {
-    for (int64_t j = (i + 1) & st->stale_mask; st->stale_page[j] != -1;
-         j = (j + 1) & st->stale_mask) {
-        int64_t home = home_of(st, st->stale_page[j]);
-        if (((j - home) & st->stale_mask) >= ((j - i) & st->stale_mask)) {
-            st->stale_page[i] = st->stale_page[j];
-            st->stale_at[i] = st->stale_at[j];
+    for (int64_t j = after(st, i); st->stale[j] != 0; j = after(st, j)) {
+        int64_t home = home_of(st, hint_on(st, stale_at(st, j)));
+        if (distance(st, home, j) >= distance(st, i, j)) {
+            st->stale[i] = st->stale[j];
             i = j;
         }
     }
-    st->stale_page[i] = -1;
+    st->stale[i] = 0;
 }
 
 static inline int drop_hint(State *st, int64_t v, int64_t ppn) {
@@ -142,13 +158,13 @@ static inline int drop_hint(State *st, int64_t v, int64_t ppn) {
     st->host->hint_frames -= 1;
     st->page[slot] &= ~HINT;
     if ((word & STALE) == 0) {
-        if ((word & UNIQUE) == 0) st->hints[word & INDEX] = -1;
+        if ((word & UNIQUE) == 0) set_hint(st, word & INDEX, -1);
         return 0;
     }
     st->content[slot] = (uint32_t)(word & ~STALE);
     int64_t i = stale_find(st, v << PPN_BITS | ppn);
     if (i >= 0) {
-        st->hints[st->stale_at[i]] = -1;
+        set_hint(st, stale_at(st, i), -1);
         stale_remove(st, i);
     }
     return 1;
@@ -157,15 +173,14 @@ static inline int drop_hint(State *st, int64_t v, int64_t ppn) {
 static inline void rewrite(State *st, int64_t v, int64_t ppn, int64_t word) {
     int64_t slot = st->vms[v].base_slot + ppn, old = st->content[slot];
     if (st->page[slot] & HINT) {
-        int64_t key = v << PPN_BITS | ppn;
         if ((old & STALE) == 0) {
             if (old != word) {
-                if ((old & UNIQUE) == 0) stale_put(st, key, old);
+                if ((old & UNIQUE) == 0) stale_put(st, old);
                 word |= STALE;
             }
         } else {
-            int64_t i = stale_find(st, key);
-            if (i >= 0 && st->stale_at[i] == word) stale_remove(st, i);
+            int64_t i = stale_find(st, v << PPN_BITS | ppn);
+            if (i >= 0 && stale_at(st, i) == word) stale_remove(st, i);
             else word |= STALE;
         }
     }
@@ -178,7 +193,7 @@ static inline int to_shared(State *st, int64_t v, int64_t ppn) {
     int accessed = st->page[slot] & ACCESSED, kind = disown(st, vm, slot);
     set_state(st, slot, SHARED);
     st->page[slot] |= accessed;
-    st->refs[st->content[slot] & INDEX] += 1;
+    st->indexed[st->content[slot] & INDEX] -= 1;
     vm->shared += 1;
     return kind;
 }
@@ -186,11 +201,11 @@ static inline int to_shared(State *st, int64_t v, int64_t ppn) {
 static inline int match(State *st, int64_t v, int64_t ppn, int insert_hint) {
     int64_t slot = st->vms[v].base_slot + ppn, word = st->content[slot];
     if ((word & UNIQUE) == 0) {
-        if (st->refs[word] > 0) {
+        if (refs_of(st, word) > 0) {
             release_frame(st, to_shared(st, v, ppn));
             return 1;
         }
-        int64_t hint = st->hints[word];
+        int64_t hint = hint_on(st, word);
         if (hint >= 0) {
             int64_t other_v = hint >> PPN_BITS, other_ppn = hint & (((int64_t)1 << PPN_BITS) - 1);
             int64_t other = st->content[st->vms[other_v].base_slot + other_ppn];
@@ -202,7 +217,7 @@ static inline int match(State *st, int64_t v, int64_t ppn, int insert_hint) {
                 return 1;
             }
         }
-        if (insert_hint) st->hints[word] = v << PPN_BITS | ppn;
+        if (insert_hint) set_hint(st, word, v << PPN_BITS | ppn);
     }
     if (insert_hint) {
         st->page[slot] |= HINT;
@@ -222,49 +237,71 @@ static inline void fetch_content(const State *st, int64_t v, int64_t ppn, int is
     int64_t slot = st->vms[v].base_slot + ppn, word = st->content[slot];
     int byte = st->page[slot];
     if ((word & UNIQUE) == 0) {
-        FETCH(&st->refs[word & INDEX]);
-        if (!is_write) FETCH(&st->hints[word & INDEX]);
-        else if ((byte & STATE) == SHARED) FETCH(&st->shared_kind[word & INDEX]);
+        FETCH(&st->indexed[word & INDEX]);
+        if (is_write && (byte & STATE) == SHARED) FETCH(&st->shared_kind[word & INDEX]);
     }
     if ((byte & HINT) && (is_write ? (word & UNIQUE) == 0 : (word & STALE) != 0)) {
         int64_t home = home_of(st, v << PPN_BITS | ppn);
-        FETCH(&st->stale_page[home]);
-        FETCH(&st->stale_at[home]);
+        FETCH(&st->stale[home]);
     }
 }
 
 static inline void fetch_hinting(const State *st, int64_t slot) {
     int64_t word = st->content[slot];
     if ((st->page[slot] & STATE) != RESIDENT || (word & UNIQUE) != 0) return;
-    int64_t hint = st->hints[word & INDEX];
+    int64_t hint = hint_on(st, word & INDEX);
     if (hint >= 0) {
         int64_t ppn = hint & (((int64_t)1 << PPN_BITS) - 1);
         fetch_page(st, st->vms[hint >> PPN_BITS].base_slot + ppn);
     }
 }
 
-/* Scan: share.scan_vm. Returns how many pages were hashed. */
+/* Scan: share.scan_vm. Returns how many pages were hashed. To scan a shared page, or one whose hint
+   is good, changes nothing, and nearly all are such: a ring of draws is passed over without branches,
+   a block of it at a time, whose pages were fetched a block before; what is left is listed, its
+   frames and then its hints' pages are fetched, and only then it is looked at. */
+
+static int64_t news_of(const State *st, const int64_t *slots, int64_t n, int64_t most,
+                       int64_t *restrict news, int64_t *n_news) {
+    int64_t done = 0, found = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t slot = slots[i];
+        int byte = st->page[slot], now = byte & STATE;
+        int is_shared = now == SHARED;
+        int is_hashed = ((now == RESIDENT) | is_shared) & (done < most);
+        int is_known = is_shared | (((byte & HINT) != 0) & ((st->content[slot] & STALE) == 0));
+        news[found] = slot;
+        found += is_hashed & !is_known;
+        done += is_hashed;
+    }
+    *n_news = found;
+    return done;
+}
 
 int64_t scan_vm(const Table *table, int64_t v, int64_t budget) {
     State state = state_of(table), *st = &state;
     const int64_t base = st->vms[v].base_slot, size = st->vms[v].size_slots;
+    const int64_t most = DRAWS_PER_PAGE * budget;
     const uint64_t key = stream(st->host, SCAN, st->vms[v].vm);
-    int64_t ring[RING], done = 0;
-    for (int64_t draw = 0; draw < FAR; draw++)
-        fetch_page(st, base + (ring[draw % RING] = below(key, draw, size)));
-    for (int64_t draw = 0; draw < DRAWS_PER_PAGE * budget && done < budget; draw++) {
-        int64_t ahead = draw + FAR;
-        fetch_page(st, base + (ring[ahead % RING] = below(key, ahead, size)));
-        fetch_content(st, v, ring[(draw + NEAR) % RING], 0);
-        fetch_hinting(st, base + ring[(draw + NEXT) % RING]);
-        int64_t ppn = ring[draw % RING];
-        int now = st->page[base + ppn] & STATE;
-        if (now != RESIDENT && now != SHARED) continue;
-        done += 1;
-        st->host->scanned += 1;
-        if (now != RESIDENT) continue;
-        st->host->stale_hints += drop_hint(st, v, ppn);
-        st->host->shares_made += match(st, v, ppn, 1);
+    int64_t blocks[2][RING], news[RING], done = 0, drawn = 0;
+    for (int64_t i = 0; i < RING; i++)
+        fetch_page(st, blocks[0][i] = base + below(key, i, size));
+    for (int now = 0; drawn < most && done < budget; now = !now) {
+        for (int64_t i = 0; i < RING; i++)
+            fetch_page(st, blocks[!now][i] = base + below(key, drawn + RING + i, size));
+        int64_t n = min(RING, most - drawn), n_news;
+        int64_t hashed = news_of(st, blocks[now], n, budget - done, news, &n_news);
+        drawn += n;
+        done += hashed;
+        st->host->scanned += hashed;
+        for (int64_t i = 0; i < n_news; i++) fetch_content(st, v, news[i] - base, 0);
+        for (int64_t i = 0; i < n_news; i++) fetch_hinting(st, news[i]);
+        for (int64_t i = 0; i < n_news; i++) {
+            int64_t ppn = news[i] - base;
+            if ((st->page[news[i]] & STATE) != RESIDENT) continue; /* drawn twice, and shared since */
+            st->host->stale_hints += drop_hint(st, v, ppn);
+            st->host->shares_made += match(st, v, ppn, 1);
+        }
     }
     return done;
 }

@@ -36,7 +36,7 @@ def below(key: int, index: Array, bound: int) -> Array:
 
 
 def place_of(words: Array, n: int) -> Array:
-    """As touch.place_of."""
+    """As rng.place_of."""
     return (((words >> _32) * np.uint64(n)) >> _32).astype(np.int64)
 
 

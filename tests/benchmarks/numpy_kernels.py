@@ -4,8 +4,8 @@ Draws are the same, but a batch cannot have its pages one after the other. Where
 not depend on their order the arrays become equal: scan, write, swap-in, touches by rank, sampling.
 Not so the victims of reclaim (a batch takes them before it shares any, so another page may be
 chosen instead; as many frames get free), and uniform touches (all are made, from other draws, where
-hostsim draws the gaps between those that matter). The table of stale hints holds the same entries
-in other places: removed ones leave a mark. All guests are booted and frames are of one kind.
+hostsim draws the gaps between those that matter). The table of stale hints keeps entries that were
+removed, whose contents have no hint. All guests are booted and frames are of one kind.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from hostsim.loud import LOUD, QUIET
 from hostsim.sample import FAST_GAIN, SLOW_GAIN
 from hostsim.state import COW, PPN_BITS, Array, HostState, count_vms
 
-GONE = -2
-"""In `stale_page`: an entry that was removed."""
+GONE = -1
+"""Instead of a content: there is none."""
 
 
 class NumpyKernels:
@@ -81,13 +81,11 @@ class NumpyKernels:
         st.page[slots] &= ~HINT
         st.host[0].hint_frames -= len(slots)
         is_stale = words & STALE != 0
-        st.hints[words[~is_stale & (words & UNIQUE == 0)]] = -1
+        st.indexed[words[~is_stale & (words & UNIQUE == 0)]] = 0
         stale = slots[is_stale]
         st.content[stale] &= ~STALE
-        at = self._stale_find(st, self._names(st, stale))
-        at = at[at >= 0]
-        st.hints[st.stale_at[at]] = -1
-        st.stale_page[at] = GONE
+        contents = self._stale_find(st, self._names(st, stale))
+        st.indexed[contents[contents != GONE]] = 0
         return len(stale)
 
     @staticmethod
@@ -96,39 +94,41 @@ class NumpyKernels:
         return rows << PPN_BITS | (slots - st.vms.base_slot[rows])
 
     @staticmethod
-    def _stale_find(st: HostState, names: Array) -> Array:
-        mask = len(st.stale_page) - 1
-        at = mix(names.astype(np.uint64)).astype(np.int64) & mask
-        open_ = np.flatnonzero(st.stale_page[at] != names)
-        while len(open_):
-            is_absent = st.stale_page[at[open_]] == -1
-            at[open_[is_absent]] = -1
-            open_ = open_[~is_absent]
-            at[open_] = (at[open_] + 1) & mask
-            open_ = open_[st.stale_page[at[open_]] != names[open_]]
-        return at
+    def _home(st: HostState, names: Array) -> Array:
+        return place_of(mix(names.astype(np.uint64)), len(st.stale))
 
-    @staticmethod
-    def _stale_put(st: HostState, names: Array, contents: Array) -> None:
-        mask = len(st.stale_page) - 1
-        at = mix(names.astype(np.uint64)).astype(np.int64) & mask
+    def _stale_find(self, st: HostState, names: Array) -> Array:
+        """Contents with stale hints of pages, GONE where there is none. Their entries stay: until
+        such a content has a hint again, no page is found by them."""
+        at = self._home(st, names)
+        found = np.full(len(names), GONE)
         open_ = np.arange(len(names))
         while len(open_):
-            is_empty = st.stale_page[at[open_]] == -1
-            st.stale_page[at[open_[is_empty]]] = names[open_[is_empty]]
-            is_won = st.stale_page[at[open_]] == names[open_]
-            st.stale_at[at[open_[is_won]]] = contents[open_[is_won]]
-            open_ = open_[~is_won]
-            at[open_] = (at[open_] + 1) & mask
+            entries = st.stale[at[open_]].astype(np.int64)
+            open_, entries = open_[entries > 0], entries[entries > 0]
+            is_found = st.indexed[entries - 1] - 1 == names[open_]
+            found[open_[is_found]] = entries[is_found] - 1
+            open_ = open_[~is_found]
+            at[open_] = (at[open_] + 1) % len(st.stale)
+        return found
+
+    def _stale_put(self, st: HostState, contents: Array) -> None:
+        at = self._home(st, st.indexed[contents] - 1)
+        open_ = np.arange(len(contents))
+        while len(open_):
+            is_empty = st.stale[at[open_]] == 0
+            st.stale[at[open_[is_empty]]] = contents[open_[is_empty]] + 1
+            open_ = open_[st.stale[at[open_]] != contents[open_] + 1]
+            at[open_] = (at[open_] + 1) % len(st.stale)
 
     def _match(self, st: HostState, v: int, slots: Array, words: Array, *, insert: bool) -> int:
         """Share pages with common contents where an equal frame is indexed, or among themselves
         where hints are inserted. Returns how many."""
         host = st.host[0]
-        is_shared = st.refs[words] > 0
+        is_shared = st.indexed[words] < 0
         made = self._to_shared(st, slots[is_shared])
         slots, words = slots[~is_shared], words[~is_shared]
-        hints = st.hints[words]
+        hints = st.indexed[words] - 1
         hinting = hints >= 0
         hints = hints[hinting]
         others = st.vms.base_slot[hints >> PPN_BITS] + (hints & ((1 << PPN_BITS) - 1))
@@ -155,7 +155,7 @@ class NumpyKernels:
         ends = np.append(starts[1:], True)
         is_single = starts & ends
         single = slots[is_single]
-        st.hints[words[is_single]] = v << PPN_BITS | (single - st.vms[v].base_slot)
+        st.indexed[words[is_single]] = 1 + (v << PPN_BITS | (single - st.vms[v].base_slot))
         self._hint(st, single)
         made = self._to_shared(st, slots[~is_single])
         n_new = int((starts & ~is_single).sum())
@@ -166,7 +166,7 @@ class NumpyKernels:
     @staticmethod
     def _to_shared(st: HostState, slots: Array) -> int:
         st.page[slots] = st.page[slots] & (ACCESSED | USE) | SHARED
-        np.add.at(st.refs, st.content[slots] & INDEX, 1)
+        np.subtract.at(st.indexed, st.content[slots] & INDEX, 1)
         n = count_vms(st)
         rows = np.searchsorted(st.vms.base_slot[:n], slots, side="right") - 1
         counts = np.bincount(rows, minlength=n)
@@ -207,8 +207,8 @@ class NumpyKernels:
         bytes_, old = st.page[slots], st.content[slots]
         is_shared = bytes_ & STATE == SHARED
         index = old[is_shared] & INDEX
-        np.subtract.at(st.refs, index, 1)
-        emptied = index[st.refs[index] == 0]
+        np.add.at(st.indexed, index, 1)
+        emptied = index[st.indexed[index] == 0]
         reused = len(np.unique(emptied))
         broken = len(index) - reused
         host.distinct -= reused
@@ -222,7 +222,7 @@ class NumpyKernels:
         st.page[slots] = bytes_ | ACCESSED
         hinted = bytes_ & HINT != 0
         fresh = hinted & (old & (STALE | UNIQUE) == 0)
-        self._stale_put(st, self._names(st, slots[fresh]), old[fresh].astype(np.int64))
+        self._stale_put(st, old[fresh])
         st.content[slots] = words | (hinted * STALE)
         return broken * int(host.cow_ns)
 
@@ -239,7 +239,7 @@ class NumpyKernels:
             state = st.page[slots] & STATE
             is_shared = state == SHARED
             found = state == RESIDENT
-            found[is_shared] = st.refs[st.content[slots[is_shared]] & INDEX] == 1
+            found[is_shared] = st.indexed[st.content[slots[is_shared]] & INDEX] == -1
             found &= self._first(slots)
             self._page_out(st, v, slots[found])
             waiting, look = waiting[~found], look + 1
@@ -249,7 +249,7 @@ class NumpyKernels:
         host, vm = st.host[0], st.vms[v]
         is_shared = st.page[slots] & STATE == SHARED
         index = st.content[slots[is_shared]] & INDEX
-        st.refs[index] -= 1
+        st.indexed[index] += 1
         host.distinct -= len(index)
         vm.shared -= len(index)
         host.free += len(index)

@@ -27,7 +27,7 @@ static inline int64_t write_page(State *st, int64_t v, int64_t ppn, int64_t word
     }
     int64_t index = st->content[slot] & INDEX;
     int kind;
-    if (st->refs[index] == 1) {
+    if (refs_of(st, index) == 1) {
         kind = st->shared_kind[index];
         st->shared_kind[index] = 0;
         st->host->distinct -= 1;
@@ -40,7 +40,7 @@ static inline int64_t write_page(State *st, int64_t v, int64_t ppn, int64_t word
         vm->cause = COW;
         cost = st->host->cow_ns;
     }
-    st->refs[index] -= 1;
+    st->indexed[index] += 1;
     int accessed = st->page[slot] & ACCESSED;
     set_state(st, slot, RESIDENT);
     st->page[slot] |= accessed;
@@ -95,7 +95,7 @@ int64_t touch_many(const Table *table, int64_t v, int64_t n, int64_t is_write) {
 
 static inline int is_victim(const State *st, int64_t slot) {
     int now = st->page[slot] & STATE;
-    if (now == SHARED) return st->refs[st->content[slot] & INDEX] == 1;
+    if (now == SHARED) return refs_of(st, st->content[slot] & INDEX) == 1;
     return now == RESIDENT;
 }
 
@@ -129,7 +129,7 @@ static void page_out(State *st, int64_t v, int64_t ppn) {
         kind = disown(st, vm, slot);
     } else {
         int64_t index = st->content[slot] & INDEX;
-        st->refs[index] -= 1; /* the last one, or it were no victim */
+        st->indexed[index] += 1; /* the last one, or it were no victim */
         vm->shared -= 1;
         host->distinct -= 1;
         kind = st->shared_kind[index];
