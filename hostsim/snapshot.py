@@ -20,7 +20,7 @@ from hostsim.config import HostConfig
 from hostsim.contents import Key, Range
 from hostsim.guest_config import GuestImage
 from hostsim.host import Host
-from hostsim.load import content_lengths, copy_counters, fill_vm, program_slots
+from hostsim.load import content_lengths, copy_counters, fill_vms, program_slots
 from hostsim.packing import (
     CONFIGURED,
     SPECIFIED,
@@ -304,9 +304,9 @@ def _require_sound_vm(host: Host, v: int) -> None:
     spec = host.specs[VmId(int(row.vm))]
     layout = compose(spec.image, host.seed, host.sample)
     kernel, footprint = int(row.kernel), int(row.footprint)
-    expected = np.zeros(1, VM).view(np.recarray)[0]
-    fill_vm(expected, spec, layout, st.host[0])
-    require_equal(row, expected, SPECIFIED)
+    expected = np.zeros(1, VM)
+    fill_vms(expected, [spec], [layout], st.host[0])
+    require_equal(row, expected[0], SPECIFIED)
     n = int(row.size_slots)
     ranges, lengths = ranges_of(host, v), content_lengths(row, spec, layout)
     words = st.content[row.base_slot : row.base_slot + n].astype(np.int64)

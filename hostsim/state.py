@@ -17,7 +17,8 @@ a unique page a serial number of the guest's choosing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -131,17 +132,21 @@ class HostState:
     n_heard: Array
     powers: Array
     ahead: Array
-    table: Array = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("host", "vms", "programs", "replay"):
-            object.__setattr__(self, name, getattr(self, name).view(np.recarray))
-        arrays = [getattr(self, name) for name in ARRAYS]
-        object.__setattr__(self, "table", address_table(arrays))
+            array = getattr(self, name)
+            if not isinstance(array, np.recarray):
+                object.__setattr__(self, name, array.view(np.recarray))
 
-    @property
+    @cached_property
+    def table(self) -> Array:
+        """Addresses of the arrays, which never change."""
+        return address_table([getattr(self, name) for name in ARRAYS])
+
+    @cached_property
     def address(self) -> int:
-        """Address of the table of arrays: all that kernels are passed."""
+        """Address of that table: all that kernels are passed."""
         return int(self.table.ctypes.data)
 
 
