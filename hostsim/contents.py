@@ -55,7 +55,7 @@ BASES = ("zero", "image_base", "app_base", "dup_base")
 
 def keys_of(row: Any) -> Keys:
     """The ranges that a VM (its VM row) draws from: zero, image, application, duplicates."""
-    return _keys(int(row.vm), int(row.image_family), int(row.app_family), int(row.salt))
+    return _keys(*(int(row[name]) for name in ("vm", "image_family", "app_family", "salt")))
 
 
 def all_keys(rows: Array) -> list[Keys]:
