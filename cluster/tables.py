@@ -114,7 +114,7 @@ def _join(folder: Path, table: str) -> None:
     held = schema.empty_table()
     with _aside(folder / f"{table}.parquet") as aside, pq.ParquetWriter(aside, schema) as writer:
         for part in parts:
-            held = pa.concat_tables([held, pq.ParquetFile(part).read()])
+            held = pa.concat_tables([held, pq.ParquetFile(part).read(use_threads=False)])
             while len(held) >= GROUP_ROWS:
                 writer.write_table(held.slice(0, GROUP_ROWS).combine_chunks())
                 held = held.slice(GROUP_ROWS)

@@ -42,7 +42,7 @@ from hostsim.state import (
 from hostsim.units import MIB, HostId, VmId, pages
 
 _ROWS = 8
-"""Rows of a new host; doubled when they run out."""
+"""Rows of a new host; more when they run out."""
 CHANGES = 256
 """Level changes that one call writes down, at most: then comes another."""
 

@@ -252,7 +252,7 @@ def _state(packed: Mapping[str, Any], host: Host) -> HostState:
         arrays[name] = np.stack(rows) if rows else getattr(blank, name)
     sizes = arrays["vms"]["size_slots"]
     arrays |= {name: getattr(blank, name) for name in DERIVED if name not in arrays}
-    arrays |= window_space(min(max(sizes.max(initial=0), 0), len(arrays["page"])))
+    arrays |= window_space(int(min(max(sizes.max(initial=0), 0), len(arrays["page"]))))
     return HostState(**arrays)
 
 

@@ -18,7 +18,7 @@ a unique page a serial number of the guest's choosing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -295,6 +295,15 @@ def empty(n_rows: int, n_samples: int, n_counters: int = 1) -> HostState:
 
 
 def window_space(n: int) -> dict[str, Array]:
-    """Working space for active windows of up to `n` pages."""
+    """Working space for active windows of up to `n` pages.
+
+    It holds nothing between two calls of a kernel, so hosts of a process share it: it stays in the
+    processor's caches. There is one for each power of two.
+    """
+    return _window_space(n.bit_length())
+
+
+@cache
+def _window_space(bits: int) -> dict[str, Array]:
     kinds = {"loud": np.uint8, "heard": np.int32, "heard_at": np.int32}
-    return {name: np.zeros(n, kind) for name, kind in kinds.items()}
+    return {name: np.zeros(1 << bits, kind) for name, kind in kinds.items()}

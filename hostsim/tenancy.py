@@ -50,11 +50,11 @@ def patterns(images: tuple[GuestImage, ...], seed: int, sample: int) -> dict[str
 
 
 def with_rows(st: HostState, n: int) -> HostState:
-    """The arrays with `n` free rows for VMs at least; their number doubles until there are."""
+    """The arrays with `n` free rows for VMs at least; they grow by a fourth until there are."""
     n_free, n_rows = int((st.vms["vm"] == -1).sum()), len(st.vms)
     n_more = 0
     while n_free + n_more < n:
-        n_more += n_rows + n_more
+        n_more += max((n_rows + n_more) // 4, 2)
     if n_more == 0:
         return st
     more = _free_rows(n_more, st.sampled.shape[1])
@@ -99,7 +99,7 @@ def let_in(
         content=np.concatenate([st.content, np.zeros(more, np.uint32)]),
         programs=joined([st.programs, program_slots(joined([s.program for s in specs]), sample)]),
         replay=joined([st.replay, *events]),
-        **window_space(max(int(sizes.max(initial=0)), len(st.loud))),
+        **window_space(int(st.vms["size_slots"].max(initial=0))),
     )
 
 
