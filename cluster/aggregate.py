@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cluster.messages import CAUSES, LEVELS, EpochReport, Rows
-from cluster.rows import HostFacts, HostList, VmFacts, epoch_rows
+from cluster.messages import CAUSES, LEVELS, VM_ROW, EpochReport, Rows
+from cluster.rows import HostFacts, HostList, VmFacts, epoch_rows, matrix
 
 SLOWDOWN_MAX = 1000
 """What a VM that lost all of its time counts as: JSON has no infinity, a mean needs a number."""
@@ -98,24 +98,31 @@ class Aggregator:
         for name in SUMMED:
             self.sums[name] += int(rows[name].sum())
         self.most_vms = max(self.most_vms, int(report.hosts["vms"].max(initial=0)))
-        self._add_vms(report.vms)
-        self._add_vm_epochs(report.vms[report.vms["on_ns"] > 0])
+        if len(report.vms):
+            self._add_vms(report.vms.reshape(len(rows), -1))
+            self._add_vm_epochs(report.vms)
 
     def _add_vms(self, rows: Rows) -> None:
-        at = np.searchsorted(self.ids, rows["vm"])
-        np.add.at(self.on_ns, at, rows["on_ns"])
-        np.add.at(self.touches, at, rows["touches"])
-        np.add.at(self.rows, at, 1)
-        for cause in range(len(CAUSES)):
-            np.add.at(self.lost_ns[:, cause], at, rows["lost_ns"][:, cause])
+        """rows: (n_epochs, n_vms) VM_ROW, the same VMs in each epoch."""
+        at = np.searchsorted(self.ids, rows[0]["vm"])
+        by_column = matrix(rows.ravel()).reshape(*rows.shape, -1)
+        sums = by_column.sum(axis=0).view(VM_ROW)[:, 0]
+        maxima = by_column.max(axis=0).view(VM_ROW)[:, 0]
+        self.on_ns[at] += sums["on_ns"]
+        self.touches[at] += sums["touches"]
+        self.rows[at] += len(rows)
+        self.lost_ns[at] += sums["lost_ns"]
         for name in HELD:
-            np.add.at(self.held_sums[name], at, rows[f"{name}_pages"])
-            np.maximum.at(self.held_maxima[name], at, rows[f"{name}_pages"])
-        self.work_left_ns[at] = rows["work_left_ns"]  # of a VM's rows the last one stays
+            column = f"{name}_pages"
+            self.held_sums[name][at] += sums[column]
+            self.held_maxima[name][at] = np.maximum(self.held_maxima[name][at], maxima[column])
+        self.work_left_ns[at] = rows[-1]["work_left_ns"]
 
     def _add_vm_epochs(self, rows: Rows) -> None:
-        slowdown = slowdowns(rows["on_ns"], rows["lost_ns"].sum(axis=1))
-        np.add.at(self.bins, np.rint(slowdown * BINS_PER_ONE).astype(np.int64), 1)
+        ran = rows["on_ns"] > 0
+        slowdown = slowdowns(rows["on_ns"][ran], rows["lost_ns"].sum(axis=1)[ran])
+        counts = np.bincount(np.rint(slowdown * BINS_PER_ONE).astype(np.int64))
+        self.bins[: len(counts)] += counts
         micro = np.rint(slowdown * MICRO).astype(np.int64)
         self.micro += int(micro.sum())
         self.slowest_micro = max(self.slowest_micro, int(micro.max(initial=0)))

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cluster import planner, reports, state, tables
 from cluster.aggregate import Aggregator
 from cluster.fleet import Fleet
@@ -82,6 +84,7 @@ def barriers(population: Population, scenario: Scenario, fleet: Fleet) -> Iterat
         finish = fleet.start(plan.orders, epoch, n_epochs)
         if done is not None:
             yield done
+        done = None  # its rows take as much memory as those to come
         report = finish()
         now = state.learn(plan.after, report)
         epoch += n_epochs
@@ -149,6 +152,7 @@ class Coordinator:
             self._show(barrier.report, barrier.now, barrier.epoch, last)
             if barrier.epoch < last and self.should_stop():
                 return True
+            del barrier  # or its rows would be held until the next one's are there
         return False
 
     def _write_down(self, decisions: tuple[Decision, ...]) -> None:
@@ -203,10 +207,8 @@ class Coordinator:
         self._busy_s += report.busy_s
         scenario = self.loaded.scenario
         rows = report.hosts[report.hosts["epoch"] == epoch - 1]
-        worst = [0] * len(LEVELS)
-        for row in rows:
-            times = [int(row[f"{level}_ms"]) for level in LEVELS]
-            worst[max(at for at, spent in enumerate(times) if spent > 0)] += 1
+        was_in = np.column_stack([rows[f"{level}_ms"] > 0 for level in reversed(LEVELS)])
+        mildness = np.bincount(was_in.argmax(axis=1), minlength=len(LEVELS))
         names = ("configured", "consumed", "active", "shared_saved", "ballooned", "swapped", "free")
         self.watch(
             Progress(
@@ -215,7 +217,7 @@ class Coordinator:
                 host_ticks=epoch * scenario.epoch // scenario.tick * len(self.population.hosts),
                 wall_s=self._looping_s,
                 memory_bytes={name: int(rows[f"{name}_pages"].sum()) * PAGE_SIZE for name in names},
-                levels=dict(zip(LEVELS, worst, strict=True)),
+                levels=dict(zip(LEVELS, mildness[::-1].tolist(), strict=True)),
                 vms=int((now.host_of != state.NOWHERE).sum()),
             )
         )

@@ -93,7 +93,8 @@ class LevelChange:
 class EpochReport:
     """What one barrier returns, hosts in id order.
 
-    hosts: (n_hosts x n_epochs,) HOST_ROW, by epoch then host. vms: VM_ROW, by epoch, host, VM.
+    hosts: (n_hosts x n_epochs,) HOST_ROW, by epoch then host. vms: (n_vms x n_epochs,) VM_ROW, by
+    epoch, host, VM: the same VMs in each epoch, as they come and go between barriers.
     """
 
     hosts: Rows

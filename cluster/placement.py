@@ -18,7 +18,34 @@ from hostsim.units import HostId, VmId
 
 Bools = Any
 """(n_hosts,) bool: NumPy types comparisons no closer."""
-Filter = Callable[[ClusterState, Placement, VmId], Bools]
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What the VMs that are on take of each host, (n_hosts,) each.
+
+    promised: bytes of reservations and overhead. swappable: bytes of swap space. load: bytes of
+    what the placement goes by. vcpus: a number.
+    """
+
+    promised: Ints
+    swappable: Ints
+    load: Ints
+    vcpus: Ints
+
+    def with_one(self, state: ClusterState, placement: Placement, vm: VmId) -> Taken:
+        """The same with one VM more, that has just been powered on in `state`."""
+        here = np.zeros(len(self.load), np.int64)
+        here[state.host_of[vm]] = 1
+        return Taken(
+            promised=self.promised + here * (state.reservation[vm] + state.vms.overhead[vm]),
+            swappable=self.swappable + here * (state.vms.size[vm] - state.reservation[vm]),
+            load=self.load + here * _of_newcomers(state, placement)[vm],
+            vcpus=self.vcpus + here * state.vms.vcpus[vm],
+        )
+
+
+Filter = Callable[[ClusterState, Taken, Placement, VmId], Bools]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,38 +59,57 @@ class Choice:
     """Hosts that each filter left, in the order of filtering."""
 
 
-def fits_at_all(state: ClusterState, placement: Placement, vm: VmId) -> Bools:
+def taken(state: ClusterState, placement: Placement) -> Taken:
+    """What is taken of each host now."""
+    by = {"configured": state.vms.size, "consumed": state.consumed, "active": state.active}
+    return Taken(
+        promised=state.per_host(state.reservation + state.vms.overhead),
+        swappable=state.per_host(state.vms.size - state.reservation),
+        load=state.per_host(by[placement.by]),
+        vcpus=state.per_host(state.vms.vcpus),
+    )
+
+
+def _of_newcomers(state: ClusterState, placement: Placement) -> Ints:
+    """(n_vms,) bytes that a VM counts with when it comes."""
+    return state.vms.size if placement.by == "configured" else state.vms.footprint
+
+
+def fits_at_all(state: ClusterState, taken: Taken, placement: Placement, vm: VmId) -> Bools:
     """The VM is no larger than the host's memory, all of it: what validation allows can run."""
     return np.greater_equal(state.hosts.memory, state.vms.size[vm])
 
 
-def has_memory_reservation(state: ClusterState, placement: Placement, vm: VmId) -> Bools:
+def has_memory_reservation(
+    state: ClusterState, taken: Taken, placement: Placement, vm: VmId
+) -> Bools:
     """Admission control [P 6.2]: unreserved machine memory >= reservation + overhead."""
-    promised = state.per_host(state.reservation + state.vms.overhead)
     needed = state.reservation[vm] + state.vms.overhead[vm]
-    return np.less_equal(promised + needed, state.hosts.reservable)
+    return np.less_equal(taken.promised + needed, state.hosts.reservable)
 
 
-def has_swap_space(state: ClusterState, placement: Placement, vm: VmId) -> Bools:
+def has_swap_space(state: ClusterState, taken: Taken, placement: Placement, vm: VmId) -> Bools:
     """Admission control [P 6.2]: unreserved swap space >= size - reservation."""
-    swappable = state.vms.size - state.reservation
-    taken = state.per_host(swappable) + swappable[vm]
-    return np.less_equal(taken, state.hosts.swap_space)
+    needed = state.vms.size[vm] - state.reservation[vm]
+    return np.less_equal(taken.swappable + needed, state.hosts.swap_space)
 
 
-def within_overcommit(state: ClusterState, placement: Placement, vm: VmId) -> Bools:
+def within_overcommit(state: ClusterState, taken: Taken, placement: Placement, vm: VmId) -> Bools:
     """Memory taken, the VM's included, stays within the overcommit limit."""
     if placement.overcommit is None:
-        return np.ones(len(state.hosts.memory), np.bool_)
-    taken = load(state, placement, vm)
-    return np.less_equal(taken, state.hosts.memory * placement.overcommit)
+        return np.True_
+    return np.less_equal(
+        load(state, placement, vm, taken), state.hosts.memory * placement.overcommit
+    )
 
 
-def within_cpu_overcommit(state: ClusterState, placement: Placement, vm: VmId) -> Bools:
+def within_cpu_overcommit(
+    state: ClusterState, taken: Taken, placement: Placement, vm: VmId
+) -> Bools:
     """vCPUs, the VM's included, stay within the limit per CPU."""
     if placement.cpu_overcommit is None:
-        return np.ones(len(state.hosts.memory), np.bool_)
-    vcpus = state.per_host(state.vms.vcpus) + state.vms.vcpus[vm]
+        return np.True_
+    vcpus = taken.vcpus + state.vms.vcpus[vm]
     return np.less_equal(vcpus, state.hosts.cpus * placement.cpu_overcommit)
 
 
@@ -77,27 +123,28 @@ FILTERS: dict[str, Filter] = {
 """Reason of a refusal -> the filter that it stands for."""
 
 
-def load(state: ClusterState, placement: Placement, vm: VmId) -> Ints:
-    """(n_hosts,) bytes that count as taken on each host once the VM is there."""
-    by = {"configured": state.vms.size, "consumed": state.consumed, "active": state.active}
-    column = by[placement.by]
-    mine = state.vms.size if placement.by == "configured" else state.vms.footprint
-    total: Ints = state.per_host(column) + mine[vm]
+def load(state: ClusterState, placement: Placement, vm: VmId, known: Taken | None = None) -> Ints:
+    """(n_hosts,) bytes that count as taken on each host once the VM is there; see `place`."""
+    now = taken(state, placement) if known is None else known
+    total: Ints = now.load + _of_newcomers(state, placement)[vm]
     return total
 
 
-def place(state: ClusterState, placement: Placement, vm: VmId) -> Choice:
-    """Choose a host for `vm`."""
+def place(
+    state: ClusterState, placement: Placement, vm: VmId, known: Taken | None = None
+) -> Choice:
+    """Choose a host for `vm`. known: what is taken, from those who kept count."""
+    now = taken(state, placement) if known is None else known
     possible = np.ones(len(state.hosts.memory), np.bool_)
     left: dict[str, int] = {}
     for reason, passes in FILTERS.items():
-        possible &= passes(state, placement, vm)
-        left[reason] = int(possible.sum())
-        if not possible.any():
+        possible &= passes(state, now, placement, vm)
+        left[reason] = int(np.count_nonzero(possible))
+        if left[reason] == 0:
             return Choice(None, reason, left)
     hosts = np.flatnonzero(possible)
     if placement.policy == "first-fit":
         return Choice(HostId(int(hosts[0])), None, left)
-    fullness = load(state, placement, vm)[hosts] / state.hosts.memory[hosts]
+    fullness = load(state, placement, vm, now)[hosts] / state.hosts.memory[hosts]
     best = np.argmax(fullness) if placement.policy == "best-fit" else np.argmin(fullness)
     return Choice(HostId(int(hosts[best])), None, left)

@@ -17,6 +17,7 @@ import numpy as np
 
 from cluster import placement, state
 from cluster.messages import Order, PowerOff, PowerOn, Reset, SetHost, SetVm
+from cluster.placement import Taken
 from cluster.population import Population
 from cluster.scenario import Event, EventValues, Scenario
 from cluster.state import NOWHERE, ClusterState
@@ -159,6 +160,8 @@ def plan(
     at_ms = epoch * scenario.epoch
     orders: list[Order] = []
     decisions: list[Decision] = []
+    now = state.copy(now)
+    taken: Taken | None = None
     for one in due:
         order: Order | None
         if isinstance(one, HostDue):
@@ -166,11 +169,17 @@ def plan(
         elif one.planned and one.action == POWER_OFF and now.host_of[one.vm] == NOWHERE:
             continue  # it was refused, or an event switched it off: nothing is left to decide
         else:
-            order, decision = _decide(now, one, population, scenario, at_ms)
+            if taken is None and one.action == POWER_ON:
+                taken = placement.taken(now, scenario.placement)
+            order, decision = _decide(now, taken, one, population, scenario, at_ms)
         decisions.append(decision)
         if order is not None:
             orders.append(order)
-            now = state.obey(now, [order])
+            state.carry_out(now, order)
+            if isinstance(order, PowerOn) and taken is not None:  # many come at one time
+                taken = taken.with_one(now, scenario.placement, order.vm.vm)
+            else:
+                taken = None
     return Plan(tuple(orders), now, tuple(decisions))
 
 
@@ -180,12 +189,17 @@ def _set_host(due: HostDue, at_ms: int) -> tuple[Order, Decision]:
 
 
 def _decide(
-    now: ClusterState, due: Due, population: Population, scenario: Scenario, at_ms: int
+    now: ClusterState,
+    taken: Taken | None,
+    due: Due,
+    population: Population,
+    scenario: Scenario,
+    at_ms: int,
 ) -> tuple[Order | None, Decision]:
     host = HostId(int(now.host_of[due.vm]))
     told = Decision(at_ms, due.action, due.vm, None if host == NOWHERE else host)
     if due.action == POWER_ON:
-        return _power_on(now, due, population, scenario, told)
+        return _power_on(now, taken, due, population, scenario, told)
     if host == NOWHERE:
         return None, replace(told, kind="ignored", reason=f"{due.action}: the VM is not on")
     if due.action == POWER_OFF:
@@ -196,11 +210,16 @@ def _decide(
 
 
 def _power_on(
-    now: ClusterState, due: Due, population: Population, scenario: Scenario, told: Decision
+    now: ClusterState,
+    taken: Taken | None,
+    due: Due,
+    population: Population,
+    scenario: Scenario,
+    told: Decision,
 ) -> tuple[Order | None, Decision]:
     if told.host is not None:
         return None, replace(told, kind="ignored", reason="power_on: the VM is on already")
-    choice = placement.place(now, scenario.placement, due.vm)
+    choice = placement.place(now, scenario.placement, due.vm, taken)
     facts: dict[str, Any] = {
         "memory_bytes": int(now.vms.size[due.vm]),
         "requested_s": due.at_ms / 1000,
@@ -208,9 +227,9 @@ def _power_on(
     }
     if choice.host is None:
         return None, replace(told, kind="refused", reason=choice.reason, facts=facts)
-    taken = placement.load(now, scenario.placement, due.vm)[choice.host]
+    load = placement.load(now, scenario.placement, due.vm, taken)[choice.host]
     facts |= {"policy": scenario.placement.policy, "by": scenario.placement.by}
-    facts |= {"taken_bytes": int(taken), "host_bytes": int(now.hosts.memory[choice.host])}
+    facts |= {"taken_bytes": int(load), "host_bytes": int(now.hosts.memory[choice.host])}
     order = PowerOn(choice.host, _as_set(now, population.vms[due.vm].spec))
     return order, replace(told, host=choice.host, facts=facts)
 

@@ -96,7 +96,7 @@ class HostList:
         return self.facts[int(self.index(np.array(host)))].name
 
 
-def _matrix(rows: Rows) -> Rows:
+def matrix(rows: Rows) -> Rows:
     """(n,) all-int64 structured rows -> (n, columns) int64, an array column taking several."""
     width = rows.dtype.itemsize // 8
     return np.ascontiguousarray(rows).view(np.int64).reshape(len(rows), width)
@@ -114,14 +114,15 @@ def epoch_rows(report: EpochReport, hosts: HostList) -> Rows:
     demand = np.add.reduceat(hosts.cpus[at] * report.hosts["cpu_demand_permille"], starts)
     first = len(HOST_ROW.names or ()) - len(_MEASURES)
     into = 3  # epoch, hosts, memory_pages come before the sums
-    sums = np.add.reduceat(_matrix(report.hosts), starts, axis=0)[:, first:]
-    _matrix(rows)[:, into : into + len(_MEASURES)] = sums
+    sums = np.add.reduceat(matrix(report.hosts), starts, axis=0)[:, first:]
+    matrix(rows)[:, into : into + len(_MEASURES)] = sums
     rows["epoch"], rows["hosts"] = epochs, ends - starts
     rows["memory_pages"] = np.add.reduceat(hosts.memory_pages[at], starts)
     rows["cpu_demand_permille"] = demand // np.maximum(cpus, 1)
-    of_vm = np.searchsorted(epochs, report.vms["epoch"])
-    for name in ("on_ns", "lost_ns", "touches"):
-        np.add.at(rows[name], of_vm, report.vms[name])
+    of_vms = np.searchsorted(report.vms["epoch"], np.append(epochs, epochs[-1] + 1)).tolist()
+    for row, first, end in zip(rows, of_vms, of_vms[1:], strict=False):
+        for name in ("on_ns", "lost_ns", "touches"):
+            row[name] = report.vms[name][first:end].sum(axis=0)
     return rows
 
 

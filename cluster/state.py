@@ -1,9 +1,9 @@
 """ClusterState: what the coordinator knows between two epochs; how orders and reports change it.
 
 Columns by id, in bytes. `obey` and `learn` are pure: they return a new state, so that a state can
-be kept, compared and replayed. What was promised (reservations, swap space, sizes) is known
-exactly; what is measured (consumed, active) is the last report's, and for a VM not measured yet its
-boot footprint.
+be kept, compared and replayed. `carry_out` is for those who made a `copy` first. What was promised
+(reservations, swap space, sizes) is known exactly; what is measured (consumed, active) is the last
+report's, and for a VM not measured yet its boot footprint.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class VmColumns:
 
 @dataclass(frozen=True, slots=True)
 class ClusterState:
-    """The cluster at the start of an epoch. Arrays are never written after construction.
+    """The cluster at the start of an epoch. Arrays are not written to, but by `carry_out`.
 
     host_of      (n_vms,) host id, or NOWHERE
     reservation  (n_vms,) bytes; this and the next two outlive a power-off
@@ -106,27 +106,36 @@ def initial(population: Population) -> ClusterState:
     )
 
 
+def copy(state: ClusterState) -> ClusterState:
+    """The same state, whose columns may be written to until it is handed on."""
+    columns = ("host_of", "consumed", "active", *SETTINGS)
+    return replace(state, **{name: getattr(state, name).copy() for name in columns})
+
+
+def carry_out(state: ClusterState, order: Order) -> None:
+    """Write to the state what an order changes."""
+    match order:
+        case PowerOn():
+            vm = order.vm.vm
+            state.host_of[vm] = order.host
+            state.consumed[vm] = state.active[vm] = state.vms.footprint[vm]
+        case PowerOff():
+            state.host_of[order.vm] = NOWHERE
+        case SetVm():
+            for name in SETTINGS:
+                value = getattr(order, name)
+                if value is not None:
+                    getattr(state, name)[order.vm] = value
+        case Reset() | SetHost():
+            pass
+
+
 def obey(state: ClusterState, orders: Sequence[Order]) -> ClusterState:
     """The state once `orders` are carried out."""
-    host_of = state.host_of.copy()
-    consumed, active = state.consumed.copy(), state.active.copy()
-    kept = {name: getattr(state, name).copy() for name in SETTINGS}
+    after = copy(state)
     for order in orders:
-        match order:
-            case PowerOn():
-                vm = order.vm.vm
-                host_of[vm] = order.host
-                consumed[vm] = active[vm] = state.vms.footprint[vm]
-            case PowerOff():
-                host_of[order.vm] = NOWHERE
-            case SetVm():
-                for name, column in kept.items():
-                    value = getattr(order, name)
-                    if value is not None:
-                        column[order.vm] = value
-            case Reset() | SetHost():
-                pass
-    return replace(state, host_of=host_of, consumed=consumed, active=active, **kept)
+        carry_out(after, order)
+    return after
 
 
 def learn(state: ClusterState, report: EpochReport) -> ClusterState:

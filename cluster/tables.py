@@ -25,7 +25,9 @@ from cluster.rows import EPOCH_ROW, Columns, HostFacts, HostList, columns, epoch
 from hostsim.units import PAGE_SIZE
 
 PART_ROWS = 65_536
-"""Most rows of a part, and the rows of a row group of a joined table."""
+"""Most rows of a part."""
+GROUP_ROWS = 16_384
+"""Rows of a row group of a joined table: what joining and reading hold in memory."""
 FIRST_PART_ROWS = 256
 PARTS = ".parts"
 RESERVE, RESERVE_BYTES = "reserve", 16 << 10
@@ -44,6 +46,7 @@ OWN_FILES = (
 """What a run may write, and what a new run into a former run folder removes first."""
 ROW_TYPES = {"hosts": HOST_ROW, "epochs": EPOCH_ROW, "vms_epochs": VM_ROW}
 """The tables that are streamed."""
+_LINE = json.JSONEncoder(allow_nan=False)
 
 
 class OutputError(Exception):
@@ -88,7 +91,7 @@ def write_table(path: Path, values: Columns) -> None:
         for name, column in values.items()
     }
     with _aside(path) as aside:
-        pq.write_table(pa.table(typed), aside, row_group_size=PART_ROWS)
+        pq.write_table(pa.table(typed), aside, row_group_size=GROUP_ROWS)
 
 
 def table_files(folder: Path, table: str) -> list[Path]:
@@ -111,10 +114,10 @@ def _join(folder: Path, table: str) -> None:
     held = schema.empty_table()
     with _aside(folder / f"{table}.parquet") as aside, pq.ParquetWriter(aside, schema) as writer:
         for part in parts:
-            held = pa.concat_tables([held, pq.read_table(part)], promote_options="none")
-            while len(held) >= PART_ROWS:
-                writer.write_table(held.slice(0, PART_ROWS).combine_chunks())
-                held = held.slice(PART_ROWS)
+            held = pa.concat_tables([held, pq.ParquetFile(part).read(use_threads=False)])
+            while len(held) >= GROUP_ROWS:
+                writer.write_table(held.slice(0, GROUP_ROWS).combine_chunks())
+                held = held.slice(GROUP_ROWS)
         if len(held):
             writer.write_table(held.combine_chunks())
 
@@ -216,7 +219,7 @@ class RunFolder:
 
     def event(self, at_ms: int, kind: str, **facts: Any) -> None:
         """One line of events.jsonl: when, what, to whom, and the numbers that decided it."""
-        text = json.dumps({"at_s": at_ms / 1e3, "kind": kind, **facts}, allow_nan=False)
+        text = _LINE.encode({"at_s": at_ms / 1e3, "kind": kind, **facts})
         line = text.encode() + b"\n"
         try:
             written = self._events.write(line)
@@ -262,7 +265,8 @@ class RunFolder:
         values = columns(rows, self._epoch_ms)
         if table == "hosts":
             at = self._hosts.index(rows["host"])
-            values["host_name"] = [self._hosts.facts[i].name for i in at.tolist()]
+            facts = self._hosts.facts
+            values["host_name"] = [facts[i].name for i in at.tolist()]
             values["memory_bytes"] = self._hosts.memory_pages[at] * PAGE_SIZE
         write_table(self.out / PARTS / f"{table}-{self._parts[table]:06d}.parquet", values)
         self._held[table] = []

@@ -35,13 +35,14 @@ _USES = {"kernel": KERNEL, "cache": CACHE, "anon": ANON, "free": FREE}
 _CLASSES = ("zero", "image", "application", "duplicate", "unique", "pool")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Composition:
-    """The layout of one guest image.
+    """The layout of one guest image. `compose` makes one of each: another object is another layout.
 
     kinds (3, PATTERN) int64, ranks (3, PATTERN) int64, class_counts (3, 6) int64, periods (3,)
     int64: see HostState.
     kernel_permille: unmovable part of the footprint.
+    image: what is laid out.
     copies_permille, copies_phase: the j-th duplicate slot of a VM holds the VM's content
     number (1000 j + copies_phase) // copies_permille; -1 is one whose frame the sample lacks.
     """
@@ -53,6 +54,7 @@ class Composition:
     kernel_permille: int
     copies_permille: int
     copies_phase: int
+    image: GuestImage
 
 
 def _entries(table: ContentTable, uses: tuple[str, ...]) -> list[tuple[int, int]]:
@@ -73,18 +75,19 @@ def _spread(entries: list[tuple[int, int]]) -> Array:
     """
     if not entries:
         return np.full(PATTERN, FREE * 8 + _CLASSES.index("unique"), np.int64)
-    kinds = np.array([kind for kind, _ in entries], np.int64)
-    weights = np.array([weight for _, weight in entries], np.int64)
-    total = weights.sum()
-    given = np.zeros_like(weights)
-    pattern = np.zeros(PATTERN, np.int64)
-    for slot in range(PATTERN):
-        may_come = given * total // weights <= slot
-        must_come = -(-(given + 1) * total // weights)
-        entry = int(np.argmin(np.where(may_come, must_come, PATTERN * total)))
+    total = sum(weight for _, weight in entries)
+    pattern = []
+    may_come = [0] * len(entries)
+    must_come = [-(-total // weight) for _, weight in entries]
+    given = [0] * len(entries)
+    for slot in range(total):  # there every part is whole, and all begins anew
+        _, entry = min((must, at) for at, must in enumerate(must_come) if may_come[at] <= slot)
+        kind, weight = entries[entry]
+        pattern.append(kind)
         given[entry] += 1
-        pattern[slot] = kinds[entry]
-    return pattern
+        may_come[entry] = given[entry] * total // weight
+        must_come[entry] = -(-(given[entry] + 1) * total // weight)
+    return np.resize(np.array(pattern, np.int64), PATTERN)
 
 
 def copies_phase(seed: int, copies_permille: int) -> int:
@@ -128,7 +131,7 @@ def compose(image: GuestImage, seed: int = 0, sample: int = 1) -> Composition:
             class_counts[section, content] = is_class.sum()
     copies = round(image.copies * 1000)
     phase = copies_phase(seed, copies) if sample > 1 else 0
-    return Composition(kinds, ranks, class_counts, periods, kernel_permille, copies, phase)
+    return Composition(kinds, ranks, class_counts, periods, kernel_permille, copies, phase, image)
 
 
 def class_slots(composition: Composition, section: int, n_slots: int) -> Array:
@@ -139,8 +142,9 @@ def class_slots(composition: Composition, section: int, n_slots: int) -> Array:
     return counts + np.bincount(tail, minlength=N_CLASSES)
 
 
+@functools.lru_cache(maxsize=256)
 def class_base(composition: Composition, kernel: int, footprint: int) -> Array:
-    """(3, 6) int64: slots of each class in the sections before each one."""
+    """(3, 6) int64: slots of each class in the sections before each one. Not to be written to."""
     base = np.zeros((3, N_CLASSES), np.int64)
     base[IN_FOOTPRINT] = class_slots(composition, IN_KERNEL, kernel)
     base[IN_GROWTH] = base[IN_FOOTPRINT] + class_slots(
@@ -149,12 +153,13 @@ def class_base(composition: Composition, kernel: int, footprint: int) -> Array:
     return base
 
 
+@functools.lru_cache(maxsize=256)
 def range_lengths(
     composition: Composition, kernel: int, footprint: int, size: int, pool: int
 ) -> Array:
     """(6,) int64: distinct contents that a VM of `size` slots can hold of each class.
 
-    pool: of the image's pool, in slots.
+    pool: of the image's pool, in slots. Not to be written to.
     """
     counts = class_base(composition, kernel, footprint)[IN_GROWTH]
     counts = counts + class_slots(composition, IN_GROWTH, size - footprint)

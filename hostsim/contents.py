@@ -49,14 +49,28 @@ Ranges = dict[Key, Range]
 """In order of base."""
 
 
-def keys_of(row: Any) -> tuple[Key, Key, Key, Key]:
+Keys = tuple[Key, Key, Key, Key]
+BASES = ("zero", "image_base", "app_base", "dup_base")
+"""Fields of a VM row that say where its ranges lie, in the order of their keys."""
+
+
+def keys_of(row: Any) -> Keys:
     """The ranges that a VM (its VM row) draws from: zero, image, application, duplicates."""
-    salt = int(row.salt)
+    return _keys(*(int(row[name]) for name in ("vm", "image_family", "app_family", "salt")))
+
+
+def all_keys(rows: Array) -> list[Keys]:
+    """The same of VM rows, (n,)."""
+    columns = (rows[name].tolist() for name in ("vm", "image_family", "app_family", "salt"))
+    return [_keys(*ids) for ids in zip(*columns, strict=True)]
+
+
+def _keys(vm: int, image: int, application: int, salt: int) -> Keys:
     return (
         Key(ZERO_RANGE, 0, salt),
-        Key(IMAGE_RANGE, int(row.image_family), salt),
-        Key(APPLICATION_RANGE, int(row.app_family), salt),
-        Key(DUPLICATE_RANGE, int(row.vm), salt),
+        Key(IMAGE_RANGE, image, salt),
+        Key(APPLICATION_RANGE, application, salt),
+        Key(DUPLICATE_RANGE, vm, salt),
     )
 
 
@@ -71,10 +85,10 @@ def lengths_of(class_lengths: Array) -> tuple[int, int, int, int]:
     return 2, pool + image, application, duplicate
 
 
-def acquire(ranges: Ranges, wanted: dict[Key, int]) -> Ranges:
-    """The ranges with one more user of each wanted one, at least as long as it asks."""
+def acquire(ranges: Ranges, *wanted: dict[Key, int]) -> Ranges:
+    """The ranges with one more user of each one that a VM wants, at least as long as it asks."""
     longer = {key: (old.length, old.users) for key, old in ranges.items()}
-    for key, length in wanted.items():
+    for key, length in [pair for one in wanted for pair in one.items()]:
         old_length, users = longer.get(key, (0, 0))
         longer[key] = (max(old_length, length), users + 1)
     return _placed(longer)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from hostsim import allocate, contents, epochs, measure, tenancy
-from hostsim.composition import compose
+from hostsim.composition import Composition, compose
 from hostsim.config import Allocation, HostConfig, VmConfig
 from hostsim.contents import Ranges
 from hostsim.fault import leave_memory
@@ -42,7 +42,7 @@ from hostsim.state import (
 from hostsim.units import MIB, HostId, VmId, pages
 
 _ROWS = 8
-"""Rows of a new host; doubled when they run out."""
+"""Rows of a new host; more when they run out."""
 CHANGES = 256
 """Level changes that one call writes down, at most: then comes another."""
 
@@ -69,7 +69,7 @@ class Host:
     def __post_init__(self) -> None:
         n_counters = copy_counters(self.config, self.sample)
         self.state = empty(_ROWS, self.config.sampling.pages, n_counters)
-        fill_host(self.state.host[0], self.config, self.host, self.seed, self.sample, self.tick_ms)
+        fill_host(self.state.host, self.config, self.host, self.seed, self.sample, self.tick_ms)
 
     # Powering on and off
 
@@ -101,25 +101,20 @@ class Host:
                 raise ValueError(f"host {self.host} refuses VM {vm.vm}: {reason}")
         layouts = [compose(vm.image, self.seed, self.sample) for vm in vms]
         salted = self.config.sharing.salting == "vm"
-        rows = [
-            tenancy.filled(vm, layout, self.state.host[0], vm.vm + 1 if salted else 0)
-            for vm, layout in zip(vms, layouts, strict=True)
+        salts = [vm.vm + 1 if salted else 0 for vm in vms]
+        rows = tenancy.filled(vms, layouts, self.state.host[0], salts)
+        rows["pattern"] = self._know_images(vms, layouts)
+        all_keys = contents.all_keys(rows)
+        wanted = [
+            dict(zip(keys, contents.lengths_of(content_lengths(row, vm, layout)), strict=True))
+            for keys, row, vm, layout in zip(all_keys, rows, vms, layouts, strict=True)
         ]
-        self._know_images(vms)
-        ranges = self.ranges
-        for vm, row, layout in zip(vms, rows, layouts, strict=True):
-            row.pattern = self.images.index(vm.image)
-            lengths = contents.lengths_of(content_lengths(row, vm, layout))
-            keys = contents.keys_of(row)
-            ranges = contents.acquire(ranges, dict(zip(keys, lengths, strict=True)))
         n_slots = len(self.state.page)
         self.state = tenancy.let_in(self.state, vms, rows, layouts)
         self.specs |= {vm.vm: vm for vm in vms}
-        self._change_ranges(ranges)
-        for row in rows:
-            zero = ranges[contents.keys_of(row)[contents.ZERO_RANGE]].base
-            self.state.content[n_slots : n_slots + row.size_slots] = zero
-            n_slots += row.size_slots
+        self._change_ranges(contents.acquire(self.ranges, *wanted))
+        zeros = [self.ranges[keys[contents.ZERO_RANGE]].base for keys in all_keys]
+        self.state.content[n_slots:] = np.repeat(zeros, rows["size_slots"])
         self._reorder()
 
     def power_off(self, vm: VmId) -> None:
@@ -235,24 +230,28 @@ class Host:
             raise ValueError(f"VM {vm} is not on host {self.host}")
         return int(rows[0])
 
-    def _know_images(self, vms: Sequence[VmSpec]) -> None:
-        """Images that are seen for the first time are laid out in the state."""
-        known = len(self.images)
-        for vm in vms:
-            if vm.image not in self.images:
+    def _know_images(self, vms: Sequence[VmSpec], layouts: Sequence[Composition]) -> list[int]:
+        """Places of the VMs' images; those seen for the first time are laid out in the state."""
+        at = {compose(image, self.seed, self.sample): i for i, image in enumerate(self.images)}
+        n_known = len(at)
+        for vm, layout in zip(vms, layouts, strict=True):
+            if layout not in at:
+                at[layout] = len(self.images)
                 self.images.append(vm.image)
-        if len(self.images) > known:
-            layouts = tenancy.patterns(tuple(self.images), self.seed, self.sample)
-            self.state = replace(self.state, **layouts)
+        if len(self.images) > n_known:
+            patterns = tenancy.patterns(tuple(self.images), self.seed, self.sample)
+            self.state = replace(self.state, **patterns)
+        return [at[layout] for layout in layouts]
 
     def _change_ranges(self, ranges: Ranges) -> None:
         self.state = contents.move(self.state, self.ranges, ranges)
         self.ranges = ranges
-        for v in np.flatnonzero(self.state.vms["vm"] >= 0):
-            row = self.state.vms[v]
-            row.zero, row.image_base, row.app_base, row.dup_base = (
-                ranges[key].base for key in contents.keys_of(row)
-            )
+        vms = self.state.vms.view(np.ndarray)
+        on = np.flatnonzero(vms["vm"] >= 0)
+        bases = [[ranges[key].base for key in keys] for keys in contents.all_keys(vms[on])]
+        columns = np.array(bases, np.int64).reshape(len(on), 4).T
+        for name, column in zip(contents.BASES, columns, strict=True):
+            vms[name][on] = column
 
     def _reorder(self) -> None:
         st = self.state

@@ -151,12 +151,9 @@ TABLE_COLUMNS = 1 + DIMENSIONS_MAX
 
 def address_table(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
     """(n_arrays, TABLE_COLUMNS) int64. The arrays must be C-contiguous, and outlive the table."""
-    table = np.zeros((len(arrays), TABLE_COLUMNS), np.int64)
-    for row, array in zip(table, arrays, strict=True):
-        assert array.flags.c_contiguous and array.flags.writeable and array.flags.aligned
-        row[0] = array.ctypes.data
-        row[1 : 1 + array.ndim] = array.shape
-    return table
+    assert all(array.flags.carray for array in arrays), "C-contiguous, aligned, to be written to"
+    rows = [(array.ctypes.data, *array.shape, *[0] * DIMENSIONS_MAX) for array in arrays]
+    return np.array([row[:TABLE_COLUMNS] for row in rows], np.int64)
 
 
 @extending.unbox(Arrays)

@@ -6,6 +6,8 @@ pages, a second x 1000: a step's due is whole millionths of a page, and a slot i
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from hostsim.composition import Composition, range_lengths
 from hostsim.config import Allocation, HostConfig, VmConfig
 from hostsim.program import KEEP
 from hostsim.program import Rows as ProgramRows
+from hostsim.records import HOST, VM
 from hostsim.remap import REMAP
 from hostsim.replay import Replay
 from hostsim.spec import VmSpec
@@ -32,10 +35,19 @@ def copy_counters(config: HostConfig, sample: int) -> int:
 
 
 def fill_host(
-    row: Any, config: HostConfig, host: HostId, seed: int, sample: int, tick_ms: int
+    rows: Array, config: HostConfig, host: HostId, seed: int, sample: int, tick_ms: int
 ) -> None:
-    """Flatten a host's configuration into its HOST row."""
-    row.host, row.seed, row.sample = host, seed, sample
+    """Flatten a host's configuration into its HOST row, (1,)."""
+    rows.view(np.ndarray)[:] = _host_of_kind(config, seed, sample, tick_ms)
+    rows["host"] = host
+
+
+@functools.lru_cache(maxsize=64)
+def _host_of_kind(config: HostConfig, seed: int, sample: int, tick_ms: int) -> Array:
+    """What hosts of one kind have in common: (1,) HOST, to be copied."""
+    rows = np.zeros(1, HOST)
+    row = rows.view(np.recarray)[0]
+    row.seed, row.sample = seed, sample
     row.tick_ms = row.pace_ms = row.dt_ms = tick_ms
     row.machine = slots(config.memory - config.reserve, sample)
     low_memory = config.memory if config.io.low_memory is None else config.io.low_memory
@@ -67,6 +79,7 @@ def fill_host(
     row.cpus, row.cow_ns, row.scan_ns = config.cpus, config.costs.cow, config.costs.scan
     row.copy_ns, row.copy_threshold = config.costs.page_copy, config.io.copy_threshold
     row.remap = REMAP.index(config.io.remap)
+    return rows
 
 
 def fill_tax(row: Any, config: Allocation) -> None:
@@ -83,20 +96,46 @@ def fill_bounds(row: Any, config: VmConfig, sample: int) -> None:
     row.swap_space = max(row.size_slots - row.reservation, row.swapped)
 
 
-def fill_vm(row: Any, spec: VmSpec, composition: Composition, host: Any) -> None:
-    """Flatten a VM into its VM row: everything but where its slots and contents lie.
+def fill_vms(
+    rows: Array, specs: Sequence[VmSpec], layouts: Sequence[Composition], host: Any
+) -> None:
+    """Flatten VMs into VM rows, (n,): everything but where their slots and contents lie.
 
-    Raises ValueError for a replay that the VM cannot hold.
+    host: the host's row. Raises ValueError for a replay that its VM cannot hold.
     """
-    config, image, k = spec.config, spec.image, int(host.sample)
-    row.vm, row.vcpus = spec.vm, config.vcpus
+    terms = int(host.sample), int(host.sharing), int(host.balloon_max_permille)
+    now_ms, plain = int(host.now_ms), rows.view(np.ndarray)
+    for at, (spec, layout) in enumerate(zip(specs, layouts, strict=True)):
+        plain[at] = _row_of_kind(spec.config, layout, *terms)
+        row = plain[at]
+        row["vm"], row["start_ms"], row["offset_ms"] = spec.vm, now_ms, spec.offset_ms
+        row["vm_clock"], row["repeat"] = spec.vm_clock, spec.repeat
+        if spec.replay is not None:
+            fill_replay(plain.view(np.recarray)[at], spec.replay, terms[0])
+
+
+@functools.lru_cache(maxsize=256)
+def _row_of_kind(
+    config: VmConfig,
+    composition: Composition,
+    sample: int,
+    sharing: int,
+    balloon_max_permille: int,
+) -> Any:
+    """What VMs of one kind have in common, on hosts alike: a VM row, to be copied.
+
+    A cluster has few kinds of VM, and filling ninety fields one by one takes a while.
+    """
+    rows, k, image = np.zeros(1, VM), sample, composition.image
+    row = rows.view(np.recarray)[0]
+    row.vcpus = config.vcpus
     row.size_slots = max(slots(config.memory, k), 1)
     fill_bounds(row, config, k)
     row.overhead_due = slots(config.overhead, k)
-    row.sharing = config.sharing and host.sharing == 1
+    row.sharing = config.sharing and sharing == 1
     row.driver = DRIVER_PRESENT if config.balloon == "present" else DRIVER_ABSENT
     if config.balloon == "present":
-        row.balloon_max = row.size_slots * host.balloon_max_permille // 1000
+        row.balloon_max = row.size_slots * balloon_max_permille // 1000
     row.untouched = row.guest_free = row.size_slots
     row.target = row.limit
     row.free_cursor = row.size_slots - 1
@@ -105,22 +144,18 @@ def fill_vm(row: Any, spec: VmSpec, composition: Composition, host: Any) -> None
     row.windows = image.os == "windows"
     row.copies_permille = composition.copies_permille
     row.copies_phase = composition.copies_phase
-    draws = image.pool > 0 and spec.replay is None
-    row.pool = max(slots(image.pool, k), 1) if draws else 0
+    row.pool = max(slots(image.pool, k), 1) if image.pool > 0 else 0
     structures = row.size_slots * image.structures // 1000
     footprint = max(min(slots(image.footprint, k), row.size_slots), 1)
     row.footprint = min(footprint + structures, row.size_slots)
     kernel = footprint * composition.kernel_permille // 1000 + structures
     row.kernel = min(kernel, row.size_slots - 1)  # the active set needs a page to lie in
     row.touchable = row.size_slots
-    if spec.replay is not None:
-        fill_replay(row, spec.replay, k)
     row.boot_ms = image.boot
     row.boot_end_ns = image.boot * 1_000_000
     row.disk_latency_ns, row.disk_iops = image.disk.latency, image.disk.iops * MILLI
-    row.vm_clock, row.repeat = spec.vm_clock, spec.repeat
-    row.start_ms, row.offset_ms = host.now_ms, spec.offset_ms
     row.span = 1
+    return rows[0]
 
 
 def fill_replay(row: Any, replay: Replay, sample: int) -> None:
@@ -128,6 +163,7 @@ def fill_replay(row: Any, replay: Replay, sample: int) -> None:
     if sample != 1 or replay.pages > row.size_slots:
         have = f"VM {row.vm} has {row.size_slots} slots of {sample} pages"
         raise ValueError(f"{have}, and replays {replay.pages} pages")
+    row.pool = 0
     row.footprint = row.event = replay.pages
     row.replay_len = len(replay.events)
     # The workload needs a page to come to: the last one in use, whatever it is used for.
@@ -138,7 +174,7 @@ def fill_replay(row: Any, replay: Replay, sample: int) -> None:
 def content_lengths(row: Any, spec: VmSpec, composition: Composition) -> Array:
     """(6,) int64: distinct contents that a VM can hold of each class; its row is filled."""
     if spec.replay is None:
-        sizes = int(row.kernel), int(row.footprint), int(row.size_slots), int(row.pool)
+        sizes = (int(row[name]) for name in ("kernel", "footprint", "size_slots", "pool"))
         return range_lengths(composition, *sizes)
     lengths = np.zeros(N_CLASSES, np.int64)
     lengths[IMAGE] = spec.replay.contents

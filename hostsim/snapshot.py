@@ -20,7 +20,7 @@ from hostsim.config import HostConfig
 from hostsim.contents import Key, Range
 from hostsim.guest_config import GuestImage
 from hostsim.host import Host
-from hostsim.load import content_lengths, copy_counters, fill_vm, program_slots
+from hostsim.load import content_lengths, copy_counters, fill_vms, program_slots
 from hostsim.packing import (
     CONFIGURED,
     SPECIFIED,
@@ -50,6 +50,7 @@ from hostsim.state import (
     UNIQUE,
     Array,
     HostState,
+    count_vms,
     empty,
     stale_size,
     window_space,
@@ -65,6 +66,8 @@ POSITIONS = (
     *("zero", "image_base", "app_base", "dup_base"),
 )
 """Fields of a VM row that say where on this host something lies."""
+_PLACES_OF_POSITIONS = [(VM.names or ()).index(name) for name in POSITIONS]
+assert VM.itemsize == 8 * len(VM.names or ()), "each field of a VM row is 8 bytes"
 TICK_MS_MAX = 3_600_000
 RANGE_SHIFT = 28
 """A content of a VM, host-independent: which of its four ranges << 28 | place in that range."""
@@ -82,7 +85,7 @@ class VmRanges(NamedTuple):
 
 def ranges_of(host: Host, v: int) -> VmRanges:
     """The ranges of the VM in row v."""
-    found = [host.ranges[key] for key in contents.keys_of(host.state.vms[v])]
+    found = [host.ranges[key] for key in contents.keys_of(host.state.vms.view(VM, np.ndarray)[v])]
     bases = np.array([one.base for one in found], np.int64)
     return VmRanges(bases, np.array([one.length for one in found], np.int64))
 
@@ -115,8 +118,8 @@ def digest(host: Host) -> str:
     total = hashlib.sha256()
     total.update(st.host.tobytes())
     total.update(st.level_ms.tobytes())
-    for vm in host.vm_ids():
-        total.update(_meaning_of(host, host.row_of(vm)))
+    for v in st.order[: count_vms(st)].tolist():
+        total.update(_meaning_of(host, v))
     total.update(_stale_hints(host).tobytes())
     total.update(st.copied.tobytes())
     return total.hexdigest()
@@ -124,11 +127,10 @@ def digest(host: Host) -> str:
 
 def _meaning_of(host: Host, v: int) -> bytes:
     """One VM: its row without positions, pages, contents, sample, lost time, program, replay."""
-    st, row = host.state, host.state.vms[v]
-    plain = st.vms[v : v + 1].copy()
-    for name in POSITIONS:
-        plain[name] = 0
-    cut = slice(row.base_slot, row.base_slot + row.size_slots)
+    st, row = host.state, host.state.vms.view(VM, np.ndarray)[v]
+    plain = np.frombuffer(row.tobytes(), np.int64).copy()
+    plain[_PLACES_OF_POSITIONS] = 0
+    cut = slice(row["base_slot"], row["base_slot"] + row["size_slots"])
     words = to_local(st.content[cut].astype(np.int64), ranges_of(host, v))
     shared = st.page[cut] & int(STATE) == int(SHARED)
     parts = [
@@ -136,13 +138,13 @@ def _meaning_of(host: Host, v: int) -> bytes:
         st.page[cut],
         words,
         st.shared_kind[st.content[cut][shared] & int(INDEX)],
-        st.sampled[v, : row.samples],
+        st.sampled[v, : row["samples"]],
         st.lost[v],
         st.debts[v],
-        st.programs[row.program : row.program + row.program_len],
-        st.replay[row.replay : row.replay + row.replay_len],
+        st.programs.view(np.ndarray)[row["program"] : row["program"] + row["program_len"]],
+        st.replay.view(np.ndarray)[row["replay"] : row["replay"] + row["replay_len"]],
     ]
-    return b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
+    return b"".join(part.tobytes() for part in parts)
 
 
 def _stale_hints(host: Host) -> Array:
@@ -252,7 +254,7 @@ def _state(packed: Mapping[str, Any], host: Host) -> HostState:
         arrays[name] = np.stack(rows) if rows else getattr(blank, name)
     sizes = arrays["vms"]["size_slots"]
     arrays |= {name: getattr(blank, name) for name in DERIVED if name not in arrays}
-    arrays |= window_space(min(max(sizes.max(initial=0), 0), len(arrays["page"])))
+    arrays |= window_space(int(min(max(sizes.max(initial=0), 0), len(arrays["page"]))))
     return HostState(**arrays)
 
 
@@ -303,9 +305,9 @@ def _require_sound_vm(host: Host, v: int) -> None:
     spec = host.specs[VmId(int(row.vm))]
     layout = compose(spec.image, host.seed, host.sample)
     kernel, footprint = int(row.kernel), int(row.footprint)
-    expected = np.zeros(1, VM).view(np.recarray)[0]
-    fill_vm(expected, spec, layout, st.host[0])
-    require_equal(row, expected, SPECIFIED)
+    expected = np.zeros(1, VM)
+    fill_vms(expected, [spec], [layout], st.host[0])
+    require_equal(row, expected[0], SPECIFIED)
     n = int(row.size_slots)
     ranges, lengths = ranges_of(host, v), content_lengths(row, spec, layout)
     words = st.content[row.base_slot : row.base_slot + n].astype(np.int64)

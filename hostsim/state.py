@@ -17,7 +17,8 @@ a unique page a serial number of the guest's choosing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -129,17 +130,21 @@ class HostState:
     n_heard: Array
     powers: Array
     ahead: Array
-    table: Array = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("host", "vms", "programs", "replay"):
-            object.__setattr__(self, name, getattr(self, name).view(np.recarray))
-        arrays = [getattr(self, name) for name in ARRAYS]
-        object.__setattr__(self, "table", address_table(arrays))
+            array = getattr(self, name)
+            if not isinstance(array, np.recarray):
+                object.__setattr__(self, name, array.view(np.recarray))
 
-    @property
+    @cached_property
+    def table(self) -> Array:
+        """Addresses of the arrays, which never change."""
+        return address_table([getattr(self, name) for name in ARRAYS])
+
+    @cached_property
     def address(self) -> int:
-        """Address of the table of arrays: all that kernels are passed."""
+        """Address of that table: all that kernels are passed."""
         return int(self.table.ctypes.data)
 
     @property
@@ -333,6 +338,15 @@ def empty(n_rows: int, n_samples: int, n_counters: int = 1) -> HostState:
 
 
 def window_space(n: int) -> dict[str, Array]:
-    """Working space for active windows of up to `n` pages."""
+    """Working space for active windows of up to `n` pages.
+
+    It holds nothing between two calls of a kernel, so hosts of a process share it: it stays in the
+    processor's caches. There is one for each power of two.
+    """
+    return _window_space(n.bit_length())
+
+
+@cache
+def _window_space(bits: int) -> dict[str, Array]:
     kinds = {"loud": np.uint8, "heard": np.int32, "heard_at": np.int32}
-    return {name: np.zeros(n, kind) for name, kind in kinds.items()}
+    return {name: np.zeros(1 << bits, kind) for name, kind in kinds.items()}

@@ -8,34 +8,36 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from hostsim.composition import Composition, class_base, compose
 from hostsim.guest_config import GuestImage
-from hostsim.load import fill_vm, program_slots
+from hostsim.load import fill_vms, program_slots
 from hostsim.records import VM
+from hostsim.replay import EVENT
 from hostsim.spec import VmSpec
 from hostsim.state import Array, HostState, empty, window_space
 
-_NO_VM = dict.fromkeys(VM.names or (), 0)
-Row = SimpleNamespace
-"""A VM's row of state before it is in the state, with the fields of VM."""
+_NO_EVENTS = np.zeros(0, EVENT)
 
 
-def filled(spec: VmSpec, layout: Composition, host: Any, salt: int) -> Row:
-    """A VM's row, but for where its slots, program and contents lie. host: the host's row.
+def filled(
+    specs: Sequence[VmSpec], layouts: Sequence[Composition], host: Any, salts: Sequence[int]
+) -> Array:
+    """(n,) VM, VMs' rows but for where their slots, programs and contents lie. host: the host's.
 
-    Raises ValueError for a replay that the VM cannot hold.
+    Raises ValueError for a replay that its VM cannot hold.
     """
-    row = SimpleNamespace(**_NO_VM)
-    fill_vm(row, spec, layout, host)
-    row.salt, row.image_family, row.app_family = salt, spec.image_range, spec.application_range
-    if spec.application_range == 0:  # no group: its application contents are the image's own
-        row.app_family = -1 - spec.image_range
-    return row
+    rows = np.zeros(len(specs), VM)
+    fill_vms(rows, specs, layouts, host)
+    rows["salt"] = salts
+    rows["image_family"] = image = np.array([spec.image_range for spec in specs], np.int64)
+    application = np.array([spec.application_range for spec in specs], np.int64)
+    # Of no group: its application contents are the image's own.
+    rows["app_family"] = np.where(application == 0, -1 - image, application)
+    return rows
 
 
 @functools.lru_cache(maxsize=64)
@@ -48,48 +50,66 @@ def patterns(images: tuple[GuestImage, ...], seed: int, sample: int) -> dict[str
 
 
 def with_rows(st: HostState, n: int) -> HostState:
-    """The arrays with `n` free rows for VMs at least; their number doubles until there are."""
+    """The arrays with `n` free rows for VMs at least; they grow by a fourth until there are."""
     n_free, n_rows = int((st.vms["vm"] == -1).sum()), len(st.vms)
     n_more = 0
     while n_free + n_more < n:
-        n_more += n_rows + n_more
+        n_more += max((n_rows + n_more) // 4, 2)
     if n_more == 0:
         return st
-    more = empty(n_more, st.sampled.shape[1])
-    per_row = ("vms", "order", "lost", "debts", "sampled", "class_base", "active")
+    more = _free_rows(n_more, st.sampled.shape[1])
+    per_row = ("order", "lost", "debts", "sampled", "class_base", "active")
     grown = {name: np.concatenate([getattr(st, name), getattr(more, name)]) for name in per_row}
-    return replace(st, **grown, scratch=np.concatenate([st.scratch, more.scratch], axis=1))
+    grown["scratch"] = np.concatenate([st.scratch, more.scratch], axis=1)
+    return replace(st, **grown, vms=joined([st.vms, more.vms]))
+
+
+@functools.lru_cache(maxsize=8)
+def _free_rows(n: int, n_samples: int) -> HostState:
+    """What hosts grow by: to be copied."""
+    return empty(n, n_samples)
 
 
 def let_in(
-    st: HostState, specs: Sequence[VmSpec], rows: Sequence[Row], layouts: Sequence[Composition]
+    st: HostState, specs: Sequence[VmSpec], rows: Array, layouts: Sequence[Composition]
 ) -> HostState:
-    """The arrays with VMs more, whose rows are filled but for where their slots and programs lie.
+    """The arrays with VMs more, whose `rows` are filled but for where slots and programs lie.
 
     Rows go to the first free ones, in order.
     """
     st, sample = with_rows(st, len(rows)), int(st.host["sample"][0])
-    programs = [program_slots(spec.program, sample) for spec in specs]
-    replays = [spec.replay.events for spec in specs if spec.replay is not None]
-    vms, free = st.vms.view(np.ndarray), np.flatnonzero(st.vms["vm"] == -1).tolist()
-    n_slots, n_rows, n_events = len(st.page), len(st.programs), len(st.replay)
-    for v, spec, row, layout, program in zip(free, specs, rows, layouts, programs, strict=False):
-        row.base_slot, row.program, row.program_len = n_slots, n_rows, len(program)
-        row.replay = n_events if spec.replay is not None else 0
-        n_slots, n_rows = n_slots + row.size_slots, n_rows + len(program)
-        n_events += len(spec.replay.events) if spec.replay is not None else 0
-        vms[v] = tuple(getattr(row, name) for name in _NO_VM)
-        st.class_base[v] = class_base(layout, row.kernel, row.footprint)
-    more = n_slots - len(st.page)
-    largest = max((row.size_slots for row in rows), default=0)
+    events = [spec.replay.events if spec.replay is not None else _NO_EVENTS for spec in specs]
+    sizes, rows["program_len"] = rows["size_slots"], [len(spec.program) for spec in specs]
+    for name, lengths, n_before in (
+        ("base_slot", sizes, len(st.page)),
+        ("program", rows["program_len"], len(st.programs)),
+        ("replay", rows["replay_len"], len(st.replay)),
+    ):
+        rows[name] = n_before + np.cumsum(lengths) - lengths
+    rows["replay"][rows["replay_len"] == 0] = 0
+    free = np.flatnonzero(st.vms["vm"] == -1)[: len(rows)]
+    st.vms.view(np.ndarray)[free] = rows
+    extents = zip(rows["kernel"].tolist(), rows["footprint"].tolist(), strict=True)
+    for v, layout, (kernel, footprint) in zip(free.tolist(), layouts, extents, strict=True):
+        st.class_base[v] = class_base(layout, kernel, footprint)
+    more = int(sizes.sum())
     return replace(
         st,
         page=np.concatenate([st.page, np.zeros(more, np.uint8)]),
         content=np.concatenate([st.content, np.zeros(more, np.uint32)]),
-        programs=np.concatenate([st.programs, *programs]),
-        replay=np.concatenate([st.replay, *replays]),
-        **window_space(max(largest, len(st.loud))),
+        programs=joined([st.programs, program_slots(joined([s.program for s in specs]), sample)]),
+        replay=joined([st.replay, *events]),
+        **window_space(int(st.vms["size_slots"].max(initial=0))),
     )
+
+
+def joined(parts: Sequence[Array]) -> Array:
+    """Vectors of records, one at least, end to end.
+
+    As bytes: NumPy would look through the fields of each, to find a type that holds them all.
+    """
+    joined = np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in parts])
+    return joined.view(parts[0].dtype)
 
 
 def let_out(st: HostState, v: int) -> HostState:

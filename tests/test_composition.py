@@ -21,7 +21,14 @@ from host_builders import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hostsim.composition import class_base, class_slots, compose, copies_phase, range_lengths
+from hostsim.composition import (
+    _spread,
+    class_base,
+    class_slots,
+    compose,
+    copies_phase,
+    range_lengths,
+)
 from hostsim.guest_config import ContentMix, ContentTable, GuestImage
 from hostsim.host import Host
 from hostsim.state import IN_FOOTPRINT, IN_GROWTH, IN_KERNEL, PATTERN, UNIQUE, USE_SHIFT, Array
@@ -303,3 +310,26 @@ def test_a_miniature_shares_what_the_whole_host_shares(seed: int) -> None:
     assert saved[1][0] < 0.8 * saved[1][1]
     assert saved[16][0] == pytest.approx(saved[1][0], rel=0.05)
     assert saved[16][1] == pytest.approx(saved[1][1], rel=0.01)
+
+
+def spread_slot_by_slot(entries: list[tuple[int, int]]) -> Array:
+    """The rule of `_spread` on all slots and entries, one after the other."""
+    kinds, weights = np.array(entries, np.int64).T
+    total = weights.sum()
+    given = np.zeros_like(weights)
+    pattern = np.zeros(PATTERN, np.int64)
+    for slot in range(PATTERN):
+        may_come = given * total // weights <= slot
+        must_come = -(-(given + 1) * total // weights)
+        entry = int(np.argmin(np.where(may_come, must_come, PATTERN * total)))
+        given[entry] += 1
+        pattern[slot] = kinds[entry]
+    return pattern
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(1, 120), min_size=1, max_size=8))
+def test_a_pattern_repeats_where_its_parts_are_whole(weights: list[int]) -> None:
+    """Laying out that many slots and repeating them is as good as laying out all."""
+    entries = list(enumerate(weights))
+    assert _spread(entries).tolist() == spread_slot_by_slot(entries).tolist()

@@ -148,9 +148,10 @@ def test_a_host_takes_more_vms_than_it_has_rows() -> None:
         power_on(host, spec)
         run(host, 7 * SECOND)
     power_on(crowd, *(make_spec(vm, MIB, image_range=vm) for vm in range(2, 31)))
-    assert len(crowd.state.vms) == 32 and len(alone.state.vms) == 8
+    n_rows = len(crowd.state.vms)
+    assert 30 <= n_rows < 30 * 1.25 and len(alone.state.vms) == 8
     for name in ("order", "lost", "sampled", "class_base", "active"):
-        assert len(getattr(crowd.state, name)) == 32
+        assert len(getattr(crowd.state, name)) == n_rows
     for host in (crowd, alone):
         run(host, 20 * SECOND)
     assert states_of(crowd, 1).tolist() == states_of(alone, 1).tolist()

@@ -11,9 +11,10 @@ from cluster_builders import arrays_of, cluster
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.placement import FILTERS, Choice, load, place
+from cluster.placement import FILTERS, Choice, load, place, taken
 from cluster.scenario import Placement
 from cluster.state import NOWHERE, ClusterState
+from cluster.state import copy as copy_of
 from hostsim.units import VmId
 
 NEWCOMER = VmId(3)
@@ -237,3 +238,19 @@ def test_the_choice_is_the_one_that_trying_every_host_finds(
             choice = place(state, rules, VmId(vm))
             assert (choice.host, choice.reason or "") == naive_place(state, rules, vm)
     assert arrays_of(state) == before
+
+
+@given(state=clusters(), rules=RULES)
+def test_what_is_taken_with_one_vm_more_is_as_if_counted_anew(
+    state: ClusterState, rules: Placement
+) -> None:
+    for vm in range(len(state.host_of)):
+        choice = place(state, rules, VmId(vm))
+        if state.host_of[vm] == NOWHERE and choice.host is not None:
+            after = copy_of(state)
+            after.host_of[vm] = choice.host
+            after.consumed[vm] = after.active[vm] = state.vms.footprint[vm]
+            found = taken(state, rules).with_one(after, rules, VmId(vm))
+            anew = taken(after, rules)
+            for name in ("promised", "swappable", "load", "vcpus"):
+                assert getattr(found, name).tolist() == getattr(anew, name).tolist()

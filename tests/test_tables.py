@@ -87,7 +87,7 @@ def test_joined_bytes_do_not_depend_on_batches_or_parts(tmp_path: Path, part_row
 
 
 def test_row_groups_are_cut_at_fixed_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "PART_ROWS", 50)
+    monkeypatch.setattr(tables, "GROUP_ROWS", 50)
     Synthetic(n_hosts=3, epochs=40).folder(tmp_path).finish({}, {}, {})
     found = pq.ParquetFile(tmp_path / "hosts.parquet").metadata
     assert [found.row_group(i).num_rows for i in range(found.num_row_groups)] == [50, 50, 20]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from crowded_hosts import SECOND, crowded_host, crowded_spec
 from host_builders import arrays_of, make_host, make_image, make_phase, make_spec, run
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 
 from hostsim import invariants
 from hostsim.guest_config import ContentMix, ContentTable
+from hostsim.snapshot import DERIVED
 from hostsim.spec import VmSpec
+from hostsim.state import ARRAYS
 from hostsim.units import MIB, VmId
 
 SHARED = ContentTable(anon=ContentMix(zero=200, image=300, duplicate=200, unique=300))
@@ -67,3 +70,21 @@ def test_one_that_is_refused_keeps_all_out(second: VmSpec, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         host.power_on(crowded_spec(7), second)
     assert (arrays_of(host.state), host.ranges, host.specs) == (before, ranges, specs)
+
+
+def test_hosts_that_run_in_turns_are_as_if_each_ran_alone() -> None:
+    """They share working space, which holds nothing between two runs."""
+    in_turns = [make_host(128 * MIB, sharing={"enabled": True}) for _ in range(2)]
+    alone = [make_host(128 * MIB, sharing={"enabled": True}) for _ in range(2)]
+    for hosts in (in_turns, alone):
+        for kind, host in enumerate(hosts):
+            host.power_on(*(spec_of(vm, kind, 4) for vm in range(3)))
+    assert in_turns[0].state.loud is in_turns[1].state.loud
+    for _ in range(5):
+        for host in in_turns:
+            run(host, 2 * SECOND)
+    for host in alone:
+        run(host, 10 * SECOND)
+    kept = set(ARRAYS) - set(DERIVED)
+    for one, other in zip(in_turns, alone, strict=True):
+        assert all(np.array_equal(getattr(one.state, k), getattr(other.state, k)) for k in kept)

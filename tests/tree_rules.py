@@ -74,7 +74,7 @@ LAYERS = [
 
 HOSTSIM_MAY_IMPORT = (
     *("__future__", "typing", "collections", "dataclasses", "functools", "fractions", "re"),
-    *("hashlib", "numpy", "pydantic", "types", "hostsim"),
+    *("hashlib", "numpy", "pydantic", "hostsim"),
 )
 HOSTSIM_ALSO = {
     "hostsim.dispatch": ("numba", "contextlib", "gc"),
