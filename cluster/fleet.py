@@ -25,8 +25,8 @@ from cluster.messages import (
 )
 from cluster.population import HostSpec
 from hostsim import invariants, snapshot
-from hostsim.host import Host, Place
-from hostsim.rows import Tables, tables_of
+from hostsim.host import Host, epoch_tables, run_epochs
+from hostsim.rows import Tables
 from hostsim.spec import VmSpec
 from hostsim.units import HostId
 
@@ -95,16 +95,17 @@ class HostSet:
         started = time.process_time()
         for order in _together(orders):
             self._obey(order)
-        n_vms = np.cumsum([0, *(len(host.specs) for host in self._hosts.values())]).tolist()
-        rows = tables_of(n_epochs * len(self._hosts), n_epochs * n_vms[-1])
+        hosts = list(self._hosts.values())
+        rows = epoch_tables(hosts, n_epochs)
+        n_hosts, n_vms = len(hosts), len(rows[1]) // max(n_epochs, 1)
         changes: list[LevelChange] = []
         span = 1 if self._check else max(n_epochs, 1)
         for done in range(0, n_epochs, span):
-            for i, host in enumerate(self._hosts.values()):
-                at, first = done * len(self._hosts) + i, done * n_vms[-1] + n_vms[i]
-                changes += self._advance(
-                    host, span, rows, (at, len(self._hosts)), (first, n_vms[-1])
-                )
+            upto = done + span
+            some = rows[0][done * n_hosts : upto * n_hosts], rows[1][done * n_vms : upto * n_vms]
+            changes += self._advance(hosts, span, some)
+            if self._check:
+                self._assert_sound(first_epoch + done)
         changes.sort(key=_in_order)
         return EpochReport(
             hosts=rows[0].view(np.ndarray),
@@ -132,22 +133,28 @@ class HostSet:
             case SetHost():
                 host.set_host(idle_tax=order.idle_tax)
 
-    def _advance(
-        self, host: Host, n_epochs: int, rows: Tables, at: Place, first: Place
-    ) -> list[LevelChange]:
-        changes = host.run(n_epochs, self._epoch_ms, rows, at, first)
-        if self._check:
+    def _advance(self, hosts: list[Host], n_epochs: int, rows: Tables) -> list[LevelChange]:
+        changes = run_epochs(hosts, n_epochs, self._epoch_ms, rows)
+        return [
+            LevelChange(
+                at_ms // self._epoch_ms,
+                at_ms,
+                hosts[i].host,
+                before,
+                after,
+                free * hosts[i].sample,
+            )
+            for i, at_ms, before, after, free in changes.tolist()
+        ]
+
+    def _assert_sound(self, epoch: int) -> None:
+        """Raises BrokenInvariantError where a host's state is not what it must be."""
+        for host in self._hosts.values():
             try:
                 invariants.check(host.state)
             except invariants.BrokenInvariantError as error:
-                where = f"host {host.host}, epoch {rows[0]['epoch'][at[0]]}"
+                where = f"host {host.host}, epoch {epoch}"
                 raise invariants.BrokenInvariantError(f"{where}: {error}") from None
-        return [
-            LevelChange(
-                at_ms // self._epoch_ms, at_ms, host.host, before, after, free * host.sample
-            )
-            for at_ms, before, after, free in changes.tolist()
-        ]
 
 
 class LocalFleet:

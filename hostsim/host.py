@@ -18,7 +18,7 @@ from hostsim.contents import Ranges
 from hostsim.fault import leave_memory
 from hostsim.guest import reset as reset_guest
 from hostsim.guest_config import GuestImage, Phase, Workload
-from hostsim.jit import is_warm, kernel
+from hostsim.jit import handles, is_warm, kernel
 from hostsim.load import (
     content_lengths,
     copy_counters,
@@ -43,11 +43,8 @@ from hostsim.units import MIB, HostId, VmId, pages
 
 _ROWS = 8
 """Rows of a new host; more when they run out."""
-CHANGES = 256
+CHANGES = 4096
 """Level changes that one call writes down, at most: then comes another."""
-
-Place = tuple[int, int]
-"""A row, and how many rows later the one of the next epoch is."""
 
 
 @dataclass
@@ -178,38 +175,14 @@ class Host:
 
         (n, 4) int64: start of the step in ms, level before, level after, free slots that decided.
         """
-        return self._run(duration_ms, 0, tables_of(0, 0), (0, 0), (0, 0))
-
-    def run(self, n_epochs: int, epoch_ms: int, rows: Tables, at: Place, first: Place) -> Array:
-        """Run whole epochs and measure each; the first one begins now. Returns as `advance`.
-
-        rows: tables of HOST_ROW and VM_ROW, out. at: this host's row of the first epoch, and how
-        many rows an epoch has; first: the same for its VMs, in id order.
-        """
-        return self._run(n_epochs * epoch_ms, epoch_ms, rows, at, first)
-
-    def _run(self, duration_ms: int, epoch_ms: int, rows: Tables, at: Place, first: Place) -> Array:
-        (row, n_hosts), (vm_row, n_vms) = at, first
-        host_rows, vm_rows = rows
-        zeros = np.array(self.zero_pages(), np.int64)
-        now_ms = int(self.state.host["now_ms"][0])
-        end_ms = now_ms + duration_ms
-        found = [np.zeros((0, 4), np.int64)]
-        while now_ms < end_ms:
-            changes = np.empty((CHANGES, 4), np.int64)
-            where = (host_rows, row, n_hosts, vm_rows, vm_row, n_vms)
-            n = epochs.run(self.state, end_ms, changes, epoch_ms, zeros, *where)
-            found.append(changes[:n])
-            before_ms, now_ms = now_ms, int(self.state.host["now_ms"][0])
-            if epoch_ms > 0:  # the changes were full: rows of epochs that are over are
-                done = now_ms // epoch_ms - before_ms // epoch_ms
-                row, vm_row = row + done * n_hosts, vm_row + done * n_vms
-        return np.concatenate(found)
+        end_ms = int(self.state.host["now_ms"][0]) + duration_ms
+        first_vm = np.array([0, len(self.specs)])
+        return _run([self], end_ms, 0, first_vm, tables_of(0, 0))[:, 1:]
 
     def measure(self) -> Tables:
         """Rows of this host and its VMs since the last measurement; see `measure.measure`."""
         rows = tables_of(1, len(self.specs))
-        measure.measure_now(self.state, np.array(self.zero_pages(), np.int64), *rows)
+        measure.measure_now(self.state, *rows)
         return rows
 
     def zero_pages(self) -> list[int]:
@@ -259,6 +232,34 @@ class Host:
         st.order[:] = -1
         st.order[: len(on)] = on[np.argsort(st.vms["vm"][on])]
         st.host[0].rebalance = 1
+
+
+def epoch_tables(hosts: Sequence[Host], n_epochs: int) -> Tables:
+    """Tables for what hosts report over some epochs, while no VM comes or goes."""
+    n_vms = sum(len(host.specs) for host in hosts)
+    return tables_of(n_epochs * len(hosts), n_epochs * n_vms)
+
+
+def run_epochs(hosts: Sequence[Host], n_epochs: int, epoch_ms: int, rows: Tables) -> Array:
+    """Run hosts that have come equally far through whole epochs, and measure each.
+
+    rows: out; HOST_ROW by epoch and host, VM_ROW by epoch, host and VM. Returns the level changes,
+    (n, 5) int64, as `epochs.run` gives them.
+    """
+    first_vm = np.cumsum([0, *(len(host.specs) for host in hosts)])
+    end_ms = int(hosts[0].state.host["now_ms"][0]) + n_epochs * epoch_ms
+    return _run(hosts, end_ms, epoch_ms, first_vm, rows)
+
+
+def _run(hosts: Sequence[Host], end_ms: int, epoch_ms: int, first_vm: Array, rows: Tables) -> Array:
+    """`epochs.run` as often as there are more level changes than one call writes down."""
+    states = handles([host.state for host in hosts])
+    found: list[Array] = []
+    while not found or len(found[-1]) == CHANGES:
+        changes = np.empty((CHANGES, 5), np.int64)
+        n = epochs.run(states, end_ms, epoch_ms, first_vm, *rows, changes)
+        found.append(changes[:n])
+    return np.concatenate(found)
 
 
 @kernel

@@ -231,3 +231,28 @@ fetch = cast(
 )
 """fetch(array, index): ask memory for an element of a vector that will be needed soon. A hint:
 nothing waits for it, and it may lie outside the vector."""
+
+
+def opener(kind: Arrays) -> Callable[[Any], Any]:
+    """For kernels that go from object to object: makes one of its `handle`.
+
+    A handle is the object's address, as one element of an int64 array; interpreted, it is the
+    object itself.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(kind))
+
+    def opened(typingctx: Any, handle: Any) -> Any:
+        return kind(types.int64), codegen
+
+    if _INTERPRETED:
+        return lambda handle: handle
+    return cast(Callable[[Any], Any], extending.intrinsic(opened))
+
+
+def handles(objects: Sequence[Any]) -> Any:
+    """What a kernel is passed for several objects of arrays, which must outlive the call."""
+    if _INTERPRETED:
+        return list(objects)
+    return np.array([one.address for one in objects], np.int64)

@@ -16,10 +16,8 @@ from hostsim.state import N_CAUSES, Array, HostState, alloc_of, count_vms, refs_
 
 
 @kernel
-def measure(st: HostState, zeros: Array, row: Any, vm_rows: Array, first: int) -> None:
+def measure(st: HostState, row: Any, vm_rows: Array, first: int) -> None:
     """Fill a HOST_ROW and, in id order from `first`, a VM_ROW for each VM; not their epochs.
-
-    zeros: (n_salt_groups,) int64, content indexes of their zero pages.
 
     A slot stands for k pages, also where they share a frame: k contents, each in a frame of its
     own. But there is one zero page, so its frame counts once; and what is shared with pages outside
@@ -27,10 +25,12 @@ def measure(st: HostState, zeros: Array, row: Any, vm_rows: Array, first: int) -
     """
     host = st.host[0]
     once, unreal, zero_saved = i64(0), i64(0), i64(0)
-    for zero in zeros:
-        once += (host.sample - 1) * (refs_of(st, zero) > 0)
-        unreal += host.sample * (refs_of(st, zero + 1) > 0)
-        zero_saved += max(refs_of(st, zero) - 1, 0)
+    for i in range(count_vms(st)):
+        if is_first_of_zero(st, i):
+            zero = st.vms[st.order[i]].zero
+            once += (host.sample - 1) * (refs_of(st, zero) > 0)
+            unreal += host.sample * (refs_of(st, zero + 1) > 0)
+            zero_saved += max(refs_of(st, zero) - 1, 0)
     unreal += once
     measure_memory(st, row, vm_rows, first, host.distinct * host.sample - unreal)
     row.shared_saved_pages = shared_saved(st) * host.sample + unreal
@@ -38,6 +38,15 @@ def measure(st: HostState, zeros: Array, row: Any, vm_rows: Array, first: int) -
     row.free_pages = host.free * host.sample + unreal
     measure_time(st, row, vm_rows, first)
     count_events(st, row)
+
+
+@kernel
+def is_first_of_zero(st: HostState, i: int) -> bool:
+    """Whether no VM before the i-th has the same zero page: salt groups have their own."""
+    zero, before = st.vms[st.order[i]].zero, i64(0)
+    while st.vms[st.order[before]].zero != zero:
+        before += 1
+    return before == i
 
 
 @kernel
@@ -123,6 +132,6 @@ def count_events(st: HostState, row: Any) -> None:
 
 
 @kernel
-def measure_now(st: HostState, zeros: Array, rows: Array, vm_rows: Array) -> None:
+def measure_now(st: HostState, rows: Array, vm_rows: Array) -> None:
     """As `measure`, from the first row of each table."""
-    measure(st, zeros, rows[0], vm_rows, 0)
+    measure(st, rows[0], vm_rows, 0)

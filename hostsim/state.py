@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from numba.extending import typeof_impl
 
-from hostsim.jit import Arrays, address_table, i64, small
+from hostsim.jit import Arrays, address_table, i64, opener, small
 from hostsim.program import ROW
 from hostsim.records import HOST, VM
 from hostsim.replay import EVENT
@@ -201,6 +201,9 @@ ARRAYS: dict[str, tuple[np.dtype[Any], int]] = {
 """Fields of HostState with dtype and number of dimensions."""
 
 _KERNEL_TYPE = Arrays("HostState", ARRAYS)
+
+state_at = opener(_KERNEL_TYPE)
+"""In a kernel: the HostState of one of its handles (`jit.handles`)."""
 
 
 @typeof_impl.register(HostState)
