@@ -4,6 +4,8 @@ Draws are counter-based: which page comes in which turn does not depend on the t
 kernel asks for a page FAR turns before its own, and NEAR turns before, when its content is there,
 for what that says will be needed. What is done, and in which order, stays the same. Nothing of this
 branches on what pages hold: a branch that is guessed wrong costs as much as the miss that it saves.
+A page is drawn again each time: keeping draws in a ring saved 3 ns of 40 a victim, and would tie
+the search for one to its caller.
 """
 
 from __future__ import annotations

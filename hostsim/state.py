@@ -60,7 +60,7 @@ N_CLASSES = 6
 
 
 AHEAD = 64
-"""Random pages chosen at a time: memory is asked for all before the first is looked at."""
+"""Draws made at a time: memory is asked for all their pages before the first is looked at."""
 
 Array = npt.NDArray[Any]
 INT = np.dtype(np.int64)
@@ -99,7 +99,7 @@ class HostState:
     heard_at    (n_loud,) int32    the same: where in its list a place is
     n_heard     (2,) int64         the same: lengths of the lists
     powers      (AHEAD,) float64   the same
-    ahead       (2 * AHEAD,) int64     the same: slots that will be looked at next
+    ahead       (2 * AHEAD,) int64     the same: what the next draws are of, and which matter
     """
 
     host: Array
