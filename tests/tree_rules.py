@@ -24,7 +24,7 @@ LAYERS = [
     "hostsim.ranks hostsim.frames",
     "hostsim.closed_form",
     "hostsim.composition hostsim.allocate hostsim.reclaim hostsim.sample hostsim.share"
-    " hostsim.remap hostsim.invariants",
+    " hostsim.remap hostsim.invariants hostsim.spread",
     "hostsim.fault hostsim.contents hostsim.load hostsim.measure hostsim.packing",
     "hostsim.lost hostsim.replacement hostsim.swap hostsim.tenancy",
     "hostsim.guest",
@@ -43,7 +43,7 @@ LAYERS = [
     " cluster.ray_environment",
     "cluster.scenario cluster.scenario_problems cluster.trace_store cluster.rows cluster.summary",
     "cluster.trace_readers cluster.trace_vms cluster.aggregate cluster.tables",
-    "cluster.trace_bitbrains cluster.report_shape",
+    "cluster.trace_bitbrains cluster.report_shape cluster.sampling_error",
     "cluster.traces cluster.reports cluster.readback",
     "cluster.charts",
     "cluster.assumptions cluster.scenario_checks cluster.html cluster.errors",
