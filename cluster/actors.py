@@ -46,6 +46,7 @@ class HostSetup:
     tick_ms: int
     epoch_ms: int
     check: bool
+    census_epochs: int
 
     def build(self) -> HostSet:
         """Make the hosts."""
@@ -56,6 +57,7 @@ class HostSetup:
             tick_ms=self.tick_ms,
             epoch_ms=self.epoch_ms,
             check=self.check,
+            census_epochs=self.census_epochs,
         )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from cluster.messages import CAUSES, LEVELS, VM_ROW, EpochReport, Rows
 from cluster.rows import HostFacts, HostList, VmFacts, epoch_rows, matrix
+from hostsim.spread import no_contrasts
 
 SLOWDOWN_MAX = 1000
 """What a VM that lost all of its time counts as: JSON has no infinity, a mean needs a number."""
@@ -59,6 +60,7 @@ class Aggregator:
     rows = epochs in which it was on, and the sums and maxima of HELD, in pages.
     bins: VM-epochs by slowdown in steps of 1 / BINS_PER_ONE from 0; micro: the sum of their
     slowdowns in MICRO parts, and slowest_micro the largest one.
+    contrasts: (3, CONTRASTS + 1) int64, the sum of the reports'.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Aggregator:
         self.bins = np.zeros(SLOWDOWN_MAX * BINS_PER_ONE + 1, np.int64)
         self.micro = 0
         self.slowest_micro = 0
+        self.contrasts = no_contrasts()
 
     def add(self, report: EpochReport) -> None:
         """Take the rows of one barrier: whole epochs, each once, in order."""
@@ -97,6 +100,7 @@ class Aggregator:
             kept.frombytes(np.ascontiguousarray(rows[name]).tobytes())
         for name in SUMMED:
             self.sums[name] += int(rows[name].sum())
+        self.contrasts += report.contrasts
         self.most_vms = max(self.most_vms, int(report.hosts["vms"].max(initial=0)))
         if len(report.vms):
             self._add_vms(report.vms.reshape(len(rows), -1))

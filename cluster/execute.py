@@ -22,7 +22,7 @@ from typing import Any
 from cluster import budget, charts, html, progress, ray_environment, tables
 from cluster.coordinator import Coordinator, Outcome
 from cluster.errors import ClusterError, StoppedError
-from cluster.fleet import HostSet, LocalFleet
+from cluster.fleet import HostSet, LocalFleet, census_epochs
 from cluster.population import Population, populate
 from cluster.scenario_file import Loaded, load
 from hostsim.host import warm
@@ -178,6 +178,7 @@ def _run_local(
         tick_ms=scenario.tick,
         epoch_ms=scenario.epoch,
         check=options.check,
+        census_epochs=census_epochs(scenario),
     )
     with progress.shown(scenario) as watch:
         with stop.leaving():
@@ -211,6 +212,7 @@ def _run_on_ray(
                 scenario.tick,
                 scenario.epoch,
                 options.check,
+                census_epochs(scenario),
             )
             how = _how(options, {"fleet": "ray", "actors": n_actors, "hosts_per_actor": packed})
             how |= {"ray_cluster": facts}

@@ -24,7 +24,8 @@ from cluster.messages import (
     SetVm,
 )
 from cluster.population import HostSpec
-from hostsim import invariants, snapshot
+from cluster.scenario import Scenario
+from hostsim import invariants, snapshot, spread
 from hostsim.host import Host, epoch_tables, run_epochs
 from hostsim.rows import Tables
 from hostsim.spec import VmSpec
@@ -32,6 +33,17 @@ from hostsim.units import HostId
 
 Finish = Callable[[], EpochReport]
 """Waits until hosts have run as they were told, and gives their report. Called once."""
+
+
+CENSUSES = 8
+"""How often in a run slots are compared: what they differ by changes slowly."""
+
+
+def census_epochs(scenario: Scenario) -> int:
+    """Epochs from one comparison of slots to the next, from the scenario alone; 0 = never."""
+    if scenario.fidelity.sample == 1:
+        return 0
+    return max(scenario.duration // scenario.epoch // CENSUSES, 1)
 
 
 class Fleet(Protocol):
@@ -80,12 +92,15 @@ class HostSet:
         tick_ms: int,
         epoch_ms: int,
         check: bool,
+        census_epochs: int = 0,
     ) -> None:
+        """census_epochs: how often slots are compared, see `census_epochs`."""
         self._hosts = {
             spec.host: Host(spec.host, spec.config, seed, sample, tick_ms) for spec in hosts
         }
         self._epoch_ms = epoch_ms
         self._check = check
+        self._census_epochs = census_epochs
 
     def run(self, orders: Sequence[Order], first_epoch: int, n_epochs: int) -> EpochReport:
         """As Fleet.run, for orders that all go to hosts of this set.
@@ -99,24 +114,42 @@ class HostSet:
         rows = epoch_tables(hosts, n_epochs)
         n_hosts, n_vms = len(hosts), len(rows[1]) // max(n_epochs, 1)
         changes: list[LevelChange] = []
-        span = 1 if self._check else max(n_epochs, 1)
-        for done in range(0, n_epochs, span):
+        contrasts = spread.no_contrasts()
+        done = 0
+        while done < n_epochs:
+            span = self._span(first_epoch + done, n_epochs - done)
             upto = done + span
             some = rows[0][done * n_hosts : upto * n_hosts], rows[1][done * n_vms : upto * n_vms]
             changes += self._advance(hosts, span, some)
             if self._check:
                 self._assert_sound(first_epoch + done)
+            if self._is_census(first_epoch + upto):
+                for host in hosts:
+                    spread.add_to(contrasts, host.state)
+            done = upto
         changes.sort(key=_in_order)
         return EpochReport(
             hosts=rows[0].view(np.ndarray),
             vms=rows[1].view(np.ndarray),
             level_changes=tuple(changes),
             busy_s=time.process_time() - started,
+            contrasts=contrasts,
         )
 
     def digests(self) -> dict[HostId, str]:
         """Digest of every host's state."""
         return {host_id: snapshot.digest(host) for host_id, host in self._hosts.items()}
+
+    def _span(self, epoch: int, left: int) -> int:
+        """Epochs from `epoch` on that run without a look at the hosts, of those that are left."""
+        if self._check:
+            return 1
+        if self._census_epochs == 0:
+            return left
+        return min(left, self._census_epochs - epoch % self._census_epochs)
+
+    def _is_census(self, epoch: int) -> bool:
+        return self._census_epochs > 0 and epoch % self._census_epochs == 0
 
     def _obey(self, order: Order | PowersOn) -> None:
         host = self._hosts[order.host]
@@ -193,4 +226,5 @@ def merge(reports: Sequence[EpochReport]) -> EpochReport:
         vms=vms[np.lexsort((vms["vm"], vms["host"], vms["epoch"]))],
         level_changes=tuple(changes),
         busy_s=sum(report.busy_s for report in reports),
+        contrasts=sum((report.contrasts for report in reports), spread.no_contrasts()),
     )

@@ -8,10 +8,11 @@ knows the sampling factor.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hostsim.rows import CAUSES, HOST_ROW, LEVELS, VM_ROW, Rows
 from hostsim.spec import VmSpec
+from hostsim.spread import no_contrasts
 from hostsim.units import HostId, VmId
 
 __all__ = [
@@ -102,3 +103,5 @@ class EpochReport:
     level_changes: tuple[LevelChange, ...]
     busy_s: float
     """CPU seconds that host ticks took: how we ran, never part of the result."""
+    contrasts: Rows = field(default_factory=no_contrasts)
+    """What the hosts' slots differ by, added up over hosts and censuses: see `hostsim.spread`."""

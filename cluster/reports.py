@@ -12,11 +12,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from math import fsum, sqrt
+from math import fsum
 from typing import Any
 
 import numpy as np
 
+from cluster import sampling_error
 from cluster.aggregate import (
     BINS_PER_ONE,
     EVENTS,
@@ -181,32 +182,9 @@ def _slowdown_epoch(run: Aggregator) -> dict[str, float | None]:
 
 
 def _error(run: Aggregator) -> dict[str, Any]:
-    """Relative standard errors of simulating one page slot in k; zero where k is 1.
-
-    All VMs keep the same slots, so the cluster is *one* draw from the pages of a VM: N is the mean
-    size of a VM, not of all. A part p of N pages, seen through every k-th of them, has the relative
-    standard error sqrt((k - 1)(1 - p) / (p N)) of simple random sampling. Fixed counts per content
-    class make the true error smaller: this is an upper estimate.
-    """
-    pages = {name: sum(run.epochs[f"{name}_pages"]) for name in MEMORY}
-    vms = sum(run.epochs["vms"])
-
-    def relative(part: int, whole: int) -> float | None:
-        if run.sample == 1:
-            return 0.0
-        if not part:
-            return None
-        p, n = part / whole, whole / vms
-        return sqrt((run.sample - 1) * (1 - p) / (p * n))
-
-    saved = relative(pages["shared_saved"], pages["configured"])
-    moved = None if saved is None else saved * pages["shared_saved"]
-    return {
-        "sample": run.sample,
-        "shared_saved_rel_std": saved,
-        "consumed_rel_std": None if moved is None else moved / max(pages["consumed"], 1),
-        "swapped_rel_std": relative(pages["swapped"], pages["configured"]),
-    }
+    """Relative standard errors of simulating one page slot in k: see `cluster.sampling_error`."""
+    errors = sampling_error.relative_errors(run.contrasts, run.sample)
+    return {"sample": run.sample} | {f"{name}_rel_std": one for name, one in errors.items()}
 
 
 def vm_table(run: Aggregator, fates: Sequence[VmFate]) -> Columns:

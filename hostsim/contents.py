@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hostsim.arrays import stale_size
 from hostsim.state import (
     APPLICATION,
     DUPLICATE,
@@ -23,7 +24,6 @@ from hostsim.state import (
     UNIQUE,
     Array,
     HostState,
-    stale_size,
 )
 
 ZERO_RANGE, IMAGE_RANGE, APPLICATION_RANGE, DUPLICATE_RANGE = range(4)

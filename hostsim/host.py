@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from hostsim import allocate, contents, epochs, measure, tenancy
+from hostsim import allocate, contents, epochs, measure, spread, tenancy
+from hostsim.arrays import empty
 from hostsim.composition import Composition, compose
 from hostsim.config import Allocation, HostConfig, VmConfig
 from hostsim.contents import Ranges
@@ -36,7 +37,6 @@ from hostsim.state import (
     Array,
     HostState,
     count_vms,
-    empty,
     state_of,
 )
 from hostsim.units import MIB, HostId, VmId, pages
@@ -293,4 +293,5 @@ def warm(note: Callable[[str], None]) -> None:
     host.reset(vm.vm)
     host.power_off(vm.vm)
     host.power_on(vm)
+    spread.add_to(spread.no_contrasts(), host.state)
     host.advance(1000)  # last: `is_warm` looks for it

@@ -10,7 +10,9 @@ import numpy as np
 
 from hostsim.jit import i64, kernel, small
 
-TOUCH, SCAN, SWAP, ORDER, GUEST, SAMPLE, DEFLATE, TRANSMIT, REMAP, POOL, SLOTS = range(1, 12)
+TOUCH, SCAN, SWAP, ORDER, GUEST, SAMPLE, DEFLATE, TRANSMIT, REMAP, POOL, SLOTS, SPREAD = range(
+    1, 13
+)
 """Purposes: what a stream is for."""
 
 _WEYL = np.uint64(0x9E3779B97F4A7C15)

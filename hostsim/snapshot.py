@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hostsim import contents, invariants
+from hostsim.arrays import empty, stale_size, window_space
 from hostsim.composition import class_base, compose
 from hostsim.config import HostConfig
 from hostsim.contents import Key, Range
@@ -51,9 +52,6 @@ from hostsim.state import (
     Array,
     HostState,
     count_vms,
-    empty,
-    stale_size,
-    window_space,
 )
 from hostsim.units import HostId, VmId
 

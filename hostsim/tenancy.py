@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from hostsim.arrays import empty, window_space
 from hostsim.composition import Composition, class_base, compose
 from hostsim.guest_config import GuestImage
 from hostsim.load import fill_vms, program_slots
 from hostsim.records import VM
 from hostsim.replay import EVENT
 from hostsim.spec import VmSpec
-from hostsim.state import Array, HostState, empty, window_space
+from hostsim.state import Array, HostState
 
 _NO_EVENTS = np.zeros(0, EVENT)
 

@@ -16,7 +16,7 @@ from scenario_files import changed, write
 
 from cluster import planner
 from cluster.coordinator import Coordinator, Outcome, Progress
-from cluster.fleet import Finish, Fleet, HostSet, LocalFleet, merge
+from cluster.fleet import Finish, Fleet, HostSet, LocalFleet, census_epochs, merge
 from cluster.messages import EpochReport, Order
 from cluster.planner import Agenda, Decision, Due, HostDue, Plan
 from cluster.population import HostSpec, Population, populate
@@ -208,6 +208,7 @@ def host_set(loaded: Loaded, hosts: Sequence[HostSpec], check: bool = False) -> 
         tick_ms=scenario.tick,
         epoch_ms=scenario.epoch,
         check=check,
+        census_epochs=census_epochs(scenario),
     )
 
 

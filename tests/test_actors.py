@@ -28,6 +28,7 @@ from cluster import ray_environment
 from cluster.cli import app
 from cluster.coordinator import Outcome, Progress
 from cluster.errors import ClusterError, exit_code
+from cluster.fleet import census_epochs
 from cluster.population import populate
 from cluster.scenario_file import Loaded
 
@@ -135,6 +136,7 @@ def on_ray(
         scenario.tick,
         scenario.epoch,
         True,
+        census_epochs(scenario),
     )
     how = {"fleet": "ray"}
     outcome: Outcome = actors.run(

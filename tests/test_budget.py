@@ -23,8 +23,9 @@ from cluster.budget import (
 )
 from cluster.population import Population, populate
 from cluster.yaml_input import InputError
+from hostsim.arrays import empty, stale_size
 from hostsim.program import ROW
-from hostsim.state import HostState, empty, stale_size
+from hostsim.state import HostState
 from hostsim.units import GIB, MIB, PAGE_SIZE
 
 SLOTS = 3 * GIB // PAGE_SIZE

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scenario_files import VM
 
 from cluster import planner
-from cluster.fleet import HostSet, LocalFleet, merge
+from cluster.fleet import HostSet, LocalFleet, census_epochs, merge
 from cluster.messages import (
     HOST_ROW,
     VM_ROW,
@@ -70,6 +70,7 @@ def same(one: EpochReport, two: EpochReport) -> None:
     assert one.hosts.tobytes() == two.hosts.tobytes()
     assert one.vms.tobytes() == two.vms.tobytes()
     assert one.level_changes == two.level_changes
+    assert one.contrasts.tolist() == two.contrasts.tolist()
 
 
 def test_a_report_has_a_row_per_epoch_and_host_and_per_epoch_and_vm(
@@ -147,7 +148,21 @@ def test_epochs_in_one_call_are_those_of_several(scene: tuple[Loaded, Population
     assert whole.hosts.tobytes() == b"".join(report.hosts.tobytes() for report in steps)
     assert whole.vms.tobytes() == b"".join(report.vms.tobytes() for report in steps)
     assert list(whole.level_changes) == [one for report in steps for one in report.level_changes]
+    assert whole.contrasts.any()
+    assert whole.contrasts.tolist() == sum(report.contrasts for report in steps).tolist()
     assert step.digests() == leap.digests()
+
+
+def test_slots_are_compared_some_times_a_run(scene: tuple[Loaded, Population]) -> None:
+    scenario = scene[0].scenario
+
+    def told(epochs: int, sample: int = 16) -> int:
+        fidelity = scenario.fidelity.model_copy(update={"sample": sample})
+        times = {"duration": epochs * scenario.epoch, "fidelity": fidelity}
+        return census_epochs(scenario.model_copy(update=times))
+
+    assert [told(epochs) for epochs in (1, 8, 15, 16, 288)] == [1, 1, 1, 2, 36]
+    assert told(288, sample=1) == 0
 
 
 def test_level_changes_carry_epoch_host_and_free_memory(scene: tuple[Loaded, Population]) -> None:

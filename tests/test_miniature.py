@@ -2,8 +2,11 @@
 
 One slot stands for k pages; the report states relative standard errors of what that makes of
 shared_saved, consumed and swapped. Here the same overcommitted scenario runs exactly and in 1/16,
-1/64 and 1/256 (of which the last leaves 256 slots to a VM), with everything that the seed decides:
-which slots are simulated, phases of the guests, touches, scans, samples, victims.
+1/64, 1/256 and 1/1024 (of which the last leaves 64 slots to a VM).
+
+The seed decides which slots are simulated, but phases of the guests, touches, scans, samples and
+victims, too, with all pages as well. For the bias it may decide all of that. Where errors are
+compared, guests start one after the other instead, so that what exact runs do by chance is small.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from in_process import IMAGES, report_of
 Array = npt.NDArray[np.float64]
 
 QUANTITIES = ("shared_saved", "consumed", "swapped")
+CHANCE = np.array([0.0054, 0.0039])
+"""Relative standard deviation of shared_saved and consumed of exact runs in turn, 200 seeds."""
 
 
 def _vm(name: str, count: int, image: str, workload: str, **options: str) -> dict[str, Any]:
@@ -67,16 +72,25 @@ SCENARIO: dict[str, Any] = {
 }
 
 
+def _in_turn() -> dict[str, Any]:
+    """The scenario with guests that start 10 s apart, and phases that begin when they do."""
+    workloads = [{k: v for k, v in one.items() if k != "stagger"} for one in SCENARIO["workloads"]]
+    vms = [one | {"interval": "10 s"} for one in SCENARIO["vms"]]
+    return SCENARIO | {"workloads": workloads, "vms": vms}
+
+
 class Runs:
     """Runs of one scale over seeds: means over time in GiB, and the errors that reports state.
 
     found, stated (n_seeds, 3) float64, by QUANTITIES.
     """
 
-    def __init__(self, folder: Path, sample: int, seeds: int) -> None:
+    def __init__(
+        self, folder: Path, sample: int, seeds: int, scenario: dict[str, Any] = SCENARIO
+    ) -> None:
         found, stated = [], []
         for seed in range(1, seeds + 1):
-            data = SCENARIO | {"seed": seed, "fidelity": {"sample": sample}}
+            data = scenario | {"seed": seed, "fidelity": {"sample": sample}}
             report = report_of(folder, data)
             found.append([report["memory_gib"][name]["mean"] for name in QUANTITIES])
             stated.append([report["error"][f"{name}_rel_std"] for name in QUANTITIES])
@@ -90,31 +104,56 @@ class Runs:
 
 
 def test_a_miniature_is_within_what_it_states(tmp_path: Path) -> None:
-    """1/64, two seeds each: within twice the stated standard error, as 95 % should be, and what is
-    about sharing and swap does happen."""
-    exact, mini = Runs(tmp_path, 1, 2), Runs(tmp_path, 64, 2)
-    assert (exact.mean() > [0.1, 1.0, 0.1]).all()
+    """1/64, two seeds each: within twice the standard error, as 95 % should be, with what seeds do
+    by chance; and what is about sharing and swap does happen. Two seeds say little of swapped: see
+    below."""
+    exact, mini = (Runs(tmp_path, sample, 2, _in_turn()) for sample in (1, 64))
+    assert (exact.mean() > [0.1, 1.0, 0.05]).all()
     assert (exact.stated == 0).all()
-    apart = np.abs(mini.mean() - exact.mean())
-    assert (apart <= 2 * mini.stated.mean(axis=0) * exact.mean()).all()
+    apart = np.abs(mini.mean() / exact.mean() - 1)
+    assert (apart[:2] <= 2 * np.sqrt(mini.stated.mean(axis=0)[:2] ** 2 + CHANCE**2)).all()
+    assert (mini.stated > 0).all()
 
 
 @pytest.mark.slow
-def test_miniatures_are_unbiased_and_their_stated_error_covers(tmp_path: Path) -> None:
-    """30 seeds. No mean is further from the exact one than 2 standard errors. And the root mean
-    square deviation from the exact mean is at most what is stated, once the variance over seeds
-    that exact runs have, too, is taken off."""
+def test_miniatures_are_unbiased(tmp_path: Path) -> None:
+    """30 seeds. No mean is further from the exact one than 2 standard errors."""
     seeds = 30
     exact = Runs(tmp_path, 1, seeds)
     for sample in (16, 64, 256):
         mini = Runs(tmp_path, sample, seeds)
-        bias = mini.mean() - exact.mean()
-        error = np.sqrt((mini.variance() + exact.variance()) / seeds)
-        squares = ((mini.found - exact.mean()) ** 2).mean(axis=0)
-        observed = np.sqrt(np.maximum(squares - exact.variance(), 0)) / exact.mean()
-        stated = mini.stated.mean(axis=0)
-        told = f"1/{sample}: bias {bias / exact.mean()}, standard errors {error / exact.mean()}, "
-        told += f"observed {observed}, stated {stated}"
+        bias = (mini.mean() - exact.mean()) / exact.mean()
+        error = np.sqrt((mini.variance() + exact.variance()) / seeds) / exact.mean()
+        told = f"1/{sample}: bias {bias}, standard errors {error}"
         print(told)
         assert (np.abs(bias) <= 2 * error).all(), told
-        assert (observed <= stated).all(), told
+
+
+@pytest.mark.slow
+def test_the_stated_error_covers_and_is_no_more_than_needed(tmp_path: Path) -> None:
+    """60 seeds. What the variance over seeds has beyond that of exact runs is at most what is
+    stated, as far as 60 seeds can tell, and for shared_saved at least a ninth of it (a third of
+    the error). Of the runs of a scale at least 60 % lie within one standard error, exact runs'
+    included, and 90 % within two, where 68 % and 95 % are to be expected.
+
+    swapped is a small difference of large numbers, and varies by chance by 8 % in exact runs, by
+    10 % in miniatures, of 1/4 as of 1/256, and is 6 % more in them: neither is sampling's, which
+    would grow with k, and up to 1/64 it hides what is.
+    """
+    seeds, scenario = 60, _in_turn()
+    exact = Runs(tmp_path, 1, seeds, scenario)
+    own = exact.variance() / exact.mean() ** 2
+    for sample in (16, 64, 256, 1024):
+        mini = Runs(tmp_path, sample, seeds, scenario)
+        variance = mini.variance() / mini.mean() ** 2
+        observed = np.maximum(variance - own, 0)
+        unsure = np.sqrt(2 / (seeds - 1) * (variance**2 + own**2))
+        stated = (mini.stated**2).mean(axis=0)
+        off = np.abs(mini.found / mini.mean() - 1) / np.sqrt(mini.stated**2 + own)
+        told = f"1/{sample}: observed {np.sqrt(observed)}, stated {np.sqrt(stated)}, "
+        told += f"within one {(off <= 1).mean(axis=0)}, two {(off <= 2).mean(axis=0)}"
+        print(told)
+        assert (observed[:2] <= stated[:2] + 2 * unsure[:2]).all(), told
+        assert stated[0] <= 9 * observed[0], told
+        assert ((off[:, :2] <= 1).mean(axis=0) >= 0.6).all(), told
+        assert ((off <= 2).mean(axis=0) >= 0.9).all(), told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cluster import reports
 from cluster.aggregate import MEMORY, SLOWDOWN_MAX, Aggregator, slowdowns
 from cluster.messages import CAUSES, HOST_ROW, VM_ROW, EpochReport
 from cluster.rows import VmFate
+from cluster.sampling_error import relative_errors
 from cluster.summary import answer, summary_lines
 from hostsim.units import GIB, PAGE_SIZE, HostId, VmId
 
@@ -250,15 +252,15 @@ def test_vms_that_never_arrived_are_in_the_table(tmp_path: Path) -> None:
     assert found["status"][2:5] == ["placed", "not submitted", "not submitted"]
 
 
-def test_sampling_error_is_zero_for_every_page_and_grows_with_k() -> None:
-    run = Synthetic(epochs=60)
-    errors = [built(run, sample=k)["error"] for k in (1, 16, 64)]
-    assert errors[0] == dict.fromkeys(KEYS["error"], 0.0) | {"sample": 1}
-    for name in KEYS["error"] - {"sample"}:
-        assert 0 < errors[1][name] < errors[2][name] < 0.5
-    # One draw for the cluster: twice the hosts leave the error where it was.
-    more = built(Synthetic(n_hosts=8, epochs=60), sample=64)["error"]
-    assert more["shared_saved_rel_std"] == pytest.approx(errors[2]["shared_saved_rel_std"], rel=0.1)
+def test_sampling_error_is_that_of_the_reports_contrasts() -> None:
+    run = Synthetic(epochs=2)
+    assert built(run)["error"] == dict.fromkeys(KEYS["error"], 0.0) | {"sample": 1}
+    seen = run.aggregate(sample=64)
+    for report in run.reports():
+        seen.add(replace(report, contrasts=np.arange(99).reshape(3, 33)))
+    stated = reports.build(seen, run.scenario(), [], {})["error"]
+    expected = relative_errors(2 * np.arange(99).reshape(3, 33), 64)
+    assert stated == {"sample": 64} | {f"{name}_rel_std": one for name, one in expected.items()}
 
 
 def test_digest_depends_on_report_and_states_but_not_on_their_order_or_its_own_value() -> None:

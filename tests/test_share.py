@@ -23,6 +23,7 @@ from host_builders import (
 )
 
 from hostsim import fault, invariants, share, swap
+from hostsim.arrays import stale_size
 from hostsim.host import Host
 from hostsim.state import (
     PPN_BITS,
@@ -32,7 +33,6 @@ from hostsim.state import (
     SWAPPED,
     UNIQUE,
     set_hint,
-    stale_size,
 )
 from hostsim.units import MIB, PAGE_SIZE, VmId
 

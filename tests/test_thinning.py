@@ -32,11 +32,12 @@ from hypothesis import strategies as st
 from naive_machine import Draws
 
 from hostsim import balloon, guest, invariants, rng, share, swap, tick, touch, workload
+from hostsim.arrays import empty
 from hostsim.config import Disk
 from hostsim.guest_config import ContentMix, ContentTable
 from hostsim.host import Host
 from hostsim.program import KEEP, SWEEP, UNIFORM, ZIPF
-from hostsim.state import ACCESSED, INDEX, RESIDENT, SHARED, STATE, UNIQUE, HostState, empty
+from hostsim.state import ACCESSED, INDEX, RESIDENT, SHARED, STATE, UNIQUE, HostState
 from hostsim.units import MIB
 
 CONTENT = ContentTable(
