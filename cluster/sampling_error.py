@@ -17,9 +17,10 @@ Estimation, 2nd ed., Springer 2007, section 8.2; von Neumann et al., Ann. Math. 
 
 Slots that are independent give the variance of their sum, and a kind so rare that it has one slot
 or none that of a count of rare things. At a bound y steps by some m, which adds m^2 / 2, while
-rounding to whole slots has the variance m^2 f (1 - f) with f the fraction, m^2 / 6 in the mean
-(both ends of a section: m^2 for m^2 / 6). So this is an upper estimate, by a factor of 1.7 to 2.4
-in the standard error where bounds are all there is.
+rounding to whole slots has the variance m^2 f (1 - f) with f the fraction, m^2 / 6 in the mean. For
+the ends of a section, which are known, both steps together are made to add that m^2 / 6. Bounds
+within a section are not known as such: there this is an upper estimate, by a factor of 1.7 in the
+standard error where they are all there is.
 
 `consumed` is what is in memory less what sharing saves. How much is in memory does not depend on
 which slots are drawn, so its slots are compared in the order of pages, whatever their kind.

@@ -36,6 +36,10 @@ TOTAL = CONTRASTS
 """Column of a table of contrasts that holds the quantity itself."""
 PARTS = i64(1 << 20)
 """A slot, in the integers that contrasts add: a page of a shared frame has but a part of it."""
+EDGE, EDGE_UNIT = map(i64, (418, 1024))
+"""sqrt(1/6), to a thousandth: where a section ends is known but for rounding to whole slots, whose
+variance is 1/6 of what two steps from and to nothing say. A kind of one slot is a count of rare
+things: for that they are right."""
 N_KINDS = 32
 """Kinds: guest use * 8 + content class."""
 
@@ -54,7 +58,9 @@ def saved_parts(st: HostState, v: int, slot: int) -> int:
     """
     content = i64(st.content[slot]) & INDEX
     zero = st.vms[v].zero
-    return PARTS if content == zero or content == zero + 1 else PARTS - PARTS // refs_of(st, content)
+    return (
+        PARTS if content == zero or content == zero + 1 else PARTS - PARTS // refs_of(st, content)
+    )
 
 
 @kernel
@@ -73,12 +79,13 @@ def _add_step(
 
 @kernel
 def _add_section(
-    st: HostState, v: int, section: int, first: int, end: int, last: Array, found: Array
+    st: HostState, v: int, section: int, first: int, end: int, kinds: Array, found: Array
 ) -> None:
     """Add a section of a VM, pages [first, end), to the contrasts.
 
-    last: (N_KINDS + 1, 2) int64, working space: what of the slot before of each kind was saved and
-    swapped; then, what of the slot before of any kind was in memory. Zeros but for that.
+    kinds: (N_KINDS + 1, 6) int64, working space: for each kind how many slots there were, what of
+    the last one was saved and swapped, where the first one lies, and what of it was. Then, what of
+    the slot before of any kind was in memory. Zeros but for that.
 
     What is in memory is compared in the order of pages: how many slots are in use is known to a
     slot, while of each kind it is a slot more or less.
@@ -95,29 +102,42 @@ def _add_section(
         found[SAVED, TOTAL] += saved
         found[ALLOCATED, TOTAL] += allocated
         found[OUT, TOTAL] += swapped
-        of_kind = last[st.kinds[vm.pattern, section, offset % period]]
-        d_saved, d_swapped = saved - of_kind[0], swapped - of_kind[1]
-        _add_step(found, d_saved, allocated - last[N_KINDS, 0], d_swapped, rng.word(key, offset))
-        of_kind[0], of_kind[1], last[N_KINDS, 0] = saved, swapped, allocated
-    for kind in range(N_KINDS):  # with the section each kind ends
-        signs = rng.word(key, end - first + kind)
-        _add_step(found, -last[kind, 0], i64(0), -last[kind, 1], signs)
-        last[kind, :] = 0
+        kind = kinds[st.kinds[vm.pattern, section, offset % period]]
+        d_saved, d_swapped = saved - kind[1], swapped - kind[2]
+        if kind[0] == 0:
+            kind[3], kind[4], kind[5] = offset, saved, swapped
+            d_saved, d_swapped = i64(0), i64(0)
+        d_allocated = allocated - kinds[N_KINDS, 0]
+        _add_step(found, d_saved, d_allocated, d_swapped, rng.word(key, offset))
+        kind[0], kind[1], kind[2], kinds[N_KINDS, 0] = kind[0] + 1, saved, swapped, allocated
+    for i in range(N_KINDS):
+        kind = kinds[i]
+        part = EDGE if kind[0] > 1 else EDGE_UNIT
+        begins, ends = rng.word(key, kind[3]), rng.word(key, end - first + i)
+        _add_step(found, _edge(kind[4], part), i64(0), _edge(kind[5], part), begins)
+        _add_step(found, -_edge(kind[1], part), i64(0), -_edge(kind[2], part), ends)
+        kind[:] = 0
+
+
+@small
+def _edge(value: int, part: int) -> int:
+    """What a section's first or last slot of a kind counts for: see EDGE."""
+    return value * part // EDGE_UNIT
 
 
 @kernel
-def _add_host(st: HostState, last: Array, found: Array) -> None:
+def _add_host(st: HostState, kinds: Array, found: Array) -> None:
     """`add_to`, with the working space of `_add_section`."""
     for i in range(count_vms(st)):
         v = st.order[i]
         vm = st.vms[v]
         state = state_of(st, vm.base_slot)
-        last[N_KINDS, 0] = PARTS if state == RESIDENT or state == SHARED else i64(0)
-        _add_section(st, v, IN_KERNEL, 0, vm.kernel, last, found)
-        _add_section(st, v, IN_FOOTPRINT, vm.kernel, vm.footprint, last, found)
-        _add_section(st, v, IN_GROWTH, vm.footprint, vm.size_slots, last, found)
+        kinds[N_KINDS, 0] = PARTS if state == RESIDENT or state == SHARED else i64(0)
+        _add_section(st, v, IN_KERNEL, 0, vm.kernel, kinds, found)
+        _add_section(st, v, IN_FOOTPRINT, vm.kernel, vm.footprint, kinds, found)
+        _add_section(st, v, IN_GROWTH, vm.footprint, vm.size_slots, kinds, found)
 
 
 def add_to(found: Array, st: HostState) -> None:
     """Add a host's contrasts and totals, in PARTS of a slot, to a table of them."""
-    _add_host(st, np.zeros((N_KINDS + 1, 2), np.int64), found)
+    _add_host(st, np.zeros((N_KINDS + 1, 6), np.int64), found)

@@ -59,8 +59,11 @@ def draw(
     by_slot = np.concatenate([[0], held.sum(axis=1), [0]]).astype(np.int64)
     signs = rng.choice([-1, 1], (CONTRASTS, len(by_slot) - 1))
     found = no_contrasts()
-    found[SAVED, :CONTRASTS] = signs @ np.diff(by_slot)
-    found[SAVED, TOTAL] = by_slot.sum()
+    steps = np.diff(by_slot).astype(np.float64)
+    if len(places) > 1:
+        steps[[0, -1]] /= np.sqrt(6)
+    found[SAVED, :CONTRASTS] = np.rint(1000 * (signs @ steps))
+    found[SAVED, TOTAL] = 1000 * by_slot.sum()
     stated = relative_errors(found, sample)["shared_saved"] or 0.0
     due = n * part * bounds.sum() * chance
     return by_slot.sum() / due - 1, stated * by_slot.sum() / due

@@ -58,6 +58,9 @@ def literal(host: Host) -> Any:
                 its = [i for i in range(end - first) if kinds[i % period] == kind]
                 for row in (spread.SAVED, spread.OUT):
                     steps = np.diff([0, *(pages[first + i][row] for i in its), 0])
+                    if len(its) > 1:  # ends that are known but for a slot
+                        steps[0] = steps[0] * spread.EDGE // spread.EDGE_UNIT
+                        steps[-1] = -(-steps[-1] * spread.EDGE // spread.EDGE_UNIT)
                     for i, by in zip([*its, end - first + kind], steps.tolist(), strict=True):
                         step(row, by, words[i])
             for i in range(end - first):
