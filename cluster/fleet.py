@@ -35,7 +35,7 @@ Finish = Callable[[], EpochReport]
 """Waits until hosts have run as they were told, and gives their report. Called once."""
 
 
-CENSUSES = 8
+CENSUSES = 4
 """How often in a run slots are compared: what they differ by changes slowly."""
 
 

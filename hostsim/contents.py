@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hostsim.arrays import stale_size
+from hostsim.share import stale_put
 from hostsim.state import (
     APPLICATION,
     DUPLICATE,
@@ -126,11 +127,10 @@ def move(st: HostState, old: Ranges, new: Ranges) -> HostState:
         words = st.content[common].astype(np.int64)
         index = words & INDEX
         st.content[common] = ((index + shift[index]) | (words & STALE)).astype(np.uint32)
-    from hostsim.share import stale_put
-
     at_stale = st.stale_contents
     table = np.zeros(stale_size(n_new), np.uint32)
     moved = replace(st, indexed=indexed, shared_kind=shared_kind, stale=table)
-    for content in (at_stale + shift[at_stale]).tolist():
+    # In order: where entries lie in the table must not tell when its VMs came.
+    for content in np.sort(at_stale + shift[at_stale]).tolist():
         stale_put(moved, content)
     return moved

@@ -39,14 +39,14 @@ def part_ms(rest_ms: int, pace_ms: int) -> int:
 
 @small
 def room(st: HostState) -> int:
-    """Slots that may be taken before memory falls to the next level, or runs out in LOW."""
+    """Slots the last of which makes memory fall to the next level, or run out in LOW; or 0."""
     host = st.host[0]
     below = i64(0)
     if host.level == HIGH:
         below = host.down_soft
     elif host.level < LOW:
         below = host.down_hard if host.level == HIGH + 1 else host.down_low
-    return max(host.free - below, 0)
+    return max(host.free - below + 1, 0)
 
 
 @kernel
@@ -113,15 +113,17 @@ def relief_ms(st: HostState) -> int:
 
 @kernel
 def reaction_ms(st: HostState, v: int) -> int:
-    """How long what reclaims memory from a VM may wait for its next decision: a balloon that moves
-    is looked at when it should have arrived, as a step moves it at its rate however long it is."""
+    """How long what reclaims memory from a VM may wait for its next decision. By law a balloon that
+    moves is looked at when it should have arrived: a step moves it at its rate however long it is.
+    """
     host = st.host[0]
     vm = st.vms[v]
-    reaction = max(arrival_ms(st, v), host.balloon_poll_ms) if moves(st, v) else host.tick_ms
-    is_short = vm.target < vm.limit or vm.ballooned != 0 or vm.balloon_target != 0
-    if is_short and not closed_form.goes_long(st):
-        reaction = min(reaction, host.balance_ms // 3)
-    return reaction
+    goes_long = closed_form.goes_long(st)
+    if moves(st, v):
+        return max(arrival_ms(st, v), host.balance_ms) if goes_long else host.balloon_poll_ms
+    if (vm.target < vm.limit or vm.ballooned > 0) and not goes_long:
+        return host.balance_ms // 3
+    return host.tick_ms
 
 
 @kernel
@@ -156,7 +158,7 @@ def pace_ms(st: HostState) -> int:
     rate = max(rate, host.intake)
     longest = min(host.tick_ms, max(until_ms, STEP_MS_PAGING))
     if by_law:
-        longest = min(longest, 4 * host.pace_ms, max(reaction, host.balance_ms))
+        longest = min(longest, 4 * host.pace_ms, max(reaction, STEP_MS_PAGING))
         if host.level == SOFT and rate * STEP_MS_PAGING < MILLIONTHS:
             longest = min(longest, max(relief_ms(st), STEP_MS_PAGING))
     else:
@@ -164,5 +166,5 @@ def pace_ms(st: HostState) -> int:
         longest = min(longest, 2 * host.pace_ms, reaction, closed_form.exposure_ms(st))
     if rate > 0:
         shortest = STEP_MS_PAGING if by_law else STEP_MS_MIN
-        longest = min(longest, max((room(st) + 1) * MILLIONTHS // (2 * rate), shortest))
+        longest = min(longest, max(room(st) * MILLIONTHS // (2 * rate), shortest))
     return longest

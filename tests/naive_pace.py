@@ -18,8 +18,7 @@ def pace_ms(esx: Esx) -> int:
     if not esx.by_law:
         bounds.append(exposure_ms(esx))
     for vm in esx.on():
-        period = esx.config.allocation.balance_period if esx.by_law else PAGING_MS
-        bounds.append(max(reaction_ms(esx, vm), period))
+        bounds.append(max(reaction_ms(esx, vm), PAGING_MS))
         until = until_ms(esx, vm)
         if until > 0:
             bounds.append(max(until, PAGING_MS))
@@ -30,7 +29,7 @@ def pace_ms(esx: Esx) -> int:
         bounds.append(max(relief_ms(esx), PAGING_MS))
     if rate > 0:
         shortest = PAGING_MS if esx.by_law else SHORTEST_MS
-        bounds.append(max((room(esx) + 1) * 1_000_000 // (2 * rate), shortest))
+        bounds.append(max(room(esx) * 1_000_000 // (2 * rate), shortest))
     return min(bounds)
 
 
@@ -60,17 +59,18 @@ def part_ms(rest_ms: int, pace: int) -> int:
 
 
 def reaction_ms(esx: Esx, vm: Vm) -> int:
-    """A balloon that moves is seen when it is there, and polled; a VM that has less than it could
-    is balanced; others wait."""
-    balloon, bounds = vm.count(Annotation.BALLOONED), [esx.tick_ms]
+    """A balloon that moves is polled, or by law seen when it is there, once a balance at most; a VM
+    that has less than it could is balanced; others wait."""
+    balloon = vm.count(Annotation.BALLOONED)
+    period = esx.config.allocation.balance_period
     if vm.has_driver and vm.guest.booted and balloon != vm.balloon_target:
         way = vm.balloon_target - balloon
         rates = esx.config.balloon
         rate = (rates.inflate if way > 0 else rates.deflate) * 1000 // PAGE_SIZE
-        bounds.append(max(ms_for(esx, abs(way), rate), rates.poll))
-    if (vm.target < vm.limit or balloon > 0 or vm.balloon_target > 0) and not goes_long(esx):
-        bounds.append(esx.config.allocation.balance_period // 3)
-    return min(bounds)
+        return max(ms_for(esx, abs(way), rate), period) if goes_long(esx) else rates.poll
+    if (vm.target < vm.limit or balloon > 0) and not goes_long(esx):
+        return period // 3
+    return esx.tick_ms
 
 
 def ms_for(esx: Esx, frames: int, milli_pages_per_s: int) -> int:
@@ -120,7 +120,7 @@ def planned_rate(esx: Esx) -> int:
 
 
 def room(esx: Esx) -> int:
-    """Frames above the threshold of the next level down."""
+    """Frames until memory is below the threshold of the next level down."""
     soft, hard, low = levels(esx.config.reclaim, esx.config.memory, esx.sample).down
     below = {HIGH: soft, SOFT: hard, HARD: low, LOW: 0}[esx.level]
-    return max(esx.free - below, 0)
+    return max(esx.free - below + 1, 0)

@@ -106,7 +106,8 @@ def test_a_miss_over_a_page_that_the_host_swapped_reads_it_for_nothing() -> None
 def test_replacement_takes_the_coldest() -> None:
     """A balloon of 4 MiB in a guest whose 16 MiB of files, by rank, fill its memory takes what is
     used least: the pages it holds are the coldest half, and misses stay below 2 (4/16)^2. What the
-    host swaps before the balloon is there may leave that smaller, within the band of noise: 1 %."""
+    host swaps before the balloon is there may leave that smaller, within the band of noise of two
+    standard errors where all 100 samples are active: 35 slots (`allocate.deadband`)."""
     host = make_host(64 * MIB, reserve=48 * MIB)
     phase = make_phase(
         active=SIZE, memory=SIZE, locality="linear", touch_interval=4 * SECOND, writes=0
@@ -114,7 +115,7 @@ def test_replacement_takes_the_coldest() -> None:
     power_on(host, make_spec(1, SIZE, phase, image=make_image(growth=UNIQUE_CACHE), limit=12 * MIB))
     run(host, 2 * MINUTE)
     row = row_of(host, 1)
-    assert int(row.ballooned) == pytest.approx(in_slots(4 * MIB), rel=0.01)
+    assert int(row.ballooned) == pytest.approx(in_slots(4 * MIB), abs=35)
     before = int(row.touches), counter(host, "guest_page_ins")
     run(host, MINUTE)
     touches = int(row_of(host, 1).touches) - before[0]

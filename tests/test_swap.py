@@ -330,7 +330,7 @@ def test_a_run_under_pressure_keeps_every_reservation() -> None:
     rest = counter(host, "machine") - counter(host, "goal") - reserved
     assert (2 * rest // 3 + 1, rest // 3) == (5147, 2573)
     most = 0
-    for second in range(120):
+    for second in range(110):  # then the first estimate of what VM 3 uses comes
         run(host, SECOND)
         alloc = [alloc_slots(host, vm) for vm in (1, 2, 3)]
         most = max(most, alloc[0])
