@@ -1,9 +1,9 @@
 """The epoch loop: look up what is due, decide, let the hosts run, learn, write down.
 
 A conservative barrier: hosts influence each other only between epochs. A barrier spans as many
-epochs as nothing is due in, and a few at most, so that progress shows and a stop is heeded soon;
-its span never changes the result. Everything the loop decides is in `planner`; everything it writes
-is in `tables`.
+epochs as nothing is due in, and half a second's worth at most, so that progress shows and a stop is
+heeded soon; its span never changes the result. Everything the loop decides is in `planner`;
+everything it writes is in `tables`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cluster import planner, reports, state, tables
 from cluster.aggregate import Aggregator
 from cluster.fleet import Fleet
 from cluster.messages import LEVELS, EpochReport
-from cluster.planner import Agenda, Decision, Plan
+from cluster.planner import Decision, Plan
 from cluster.population import Population
 from cluster.rows import HostFacts, VmFacts, VmFate
 from cluster.scenario import Scenario
@@ -29,8 +29,11 @@ from cluster.scenario_file import Loaded
 from cluster.state import ClusterState
 from hostsim.units import PAGE_SIZE, HostId, VmId
 
-EPOCHS_PER_BARRIER = 10
-"""At most; a barrier costs about 1 ms per actor, so more would gain nothing."""
+EPOCHS_PER_BARRIER = 100
+VM_ROWS_PER_BARRIER = 1 << 18
+"""At most; rows take 54 MB. A host whose arrays are in the cache runs on as long as it may."""
+BARRIER_S = 0.5
+"""How long a barrier should take at most, so that progress shows, and a stop is heeded, soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +80,18 @@ def barriers(population: Population, scenario: Scenario, fleet: Fleet) -> Iterat
     now = state.initial(population)
     due = planner.agenda(population, scenario)
     epoch, last = 0, scenario.duration // scenario.epoch
+    most = 1
     done: Barrier | None = None
     while epoch < last:
         plan = planner.plan(now, due.at(epoch), population, scenario, epoch)
-        n_epochs = _span(due, epoch, last)
+        n_epochs = min(due.next_after(epoch, last) - epoch, most)
+        started = time.perf_counter()
         finish = fleet.start(plan.orders, epoch, n_epochs)
         if done is not None:
             yield done
         done = None  # its rows take as much memory as those to come
         report = finish()
+        most = _most(n_epochs, time.perf_counter() - started, len(report.vms))
         now = state.learn(plan.after, report)
         epoch += n_epochs
         done = Barrier(plan, report, now, epoch)
@@ -223,9 +229,12 @@ class Coordinator:
         )
 
 
-def _span(due: Agenda, epoch: int, last: int) -> int:
-    """Epochs until something is due again, or until it is time to look up."""
-    return min(due.next_after(epoch, last) - epoch, EPOCHS_PER_BARRIER)
+def _most(n_epochs: int, took_s: float, n_rows: int) -> int:
+    """How many epochs the next barrier may span, by what the last one took and brought. Its span
+    never changes the result."""
+    by_time = int(n_epochs * BARRIER_S / max(took_s, 1e-9))
+    by_rows = n_epochs * VM_ROWS_PER_BARRIER // max(n_rows, 1)
+    return max(min(by_time, by_rows, 4 * n_epochs, EPOCHS_PER_BARRIER), 1)
 
 
 def _facts(spec: Any) -> VmFacts:
