@@ -1,7 +1,7 @@
 """The epoch loop: look up what is due, decide, let the hosts run, learn, write down.
 
 A conservative barrier: hosts influence each other only between epochs. A barrier spans as many
-epochs as nothing is due in, and half a second's worth at most, so that progress shows and a stop is
+epochs as nothing is due in, and a second's worth at most, so that progress shows and a stop is
 heeded soon; its span never changes the result. Everything the loop decides is in `planner`;
 everything it writes is in `tables`.
 """
@@ -32,7 +32,7 @@ from hostsim.units import PAGE_SIZE, HostId, VmId
 EPOCHS_PER_BARRIER = 100
 VM_ROWS_PER_BARRIER = 1 << 18
 """At most; rows take 54 MB. A host whose arrays are in the cache runs on as long as it may."""
-BARRIER_S = 0.5
+BARRIER_S = 1.0
 """How long a barrier should take at most, so that progress shows, and a stop is heeded, soon."""
 
 
