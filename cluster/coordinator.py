@@ -91,7 +91,7 @@ def barriers(population: Population, scenario: Scenario, fleet: Fleet) -> Iterat
             yield done
         done = None  # its rows take as much memory as those to come
         report = finish()
-        most = _most(n_epochs, time.perf_counter() - started, len(report.vms))
+        most = _most(most, n_epochs, time.perf_counter() - started, len(report.vms))
         now = state.learn(plan.after, report)
         epoch += n_epochs
         done = Barrier(plan, report, now, epoch)
@@ -229,12 +229,12 @@ class Coordinator:
         )
 
 
-def _most(n_epochs: int, took_s: float, n_rows: int) -> int:
-    """How many epochs the next barrier may span, by what the last one took and brought. Its span
-    never changes the result."""
+def _most(before: int, n_epochs: int, took_s: float, n_rows: int) -> int:
+    """How many epochs the next barrier may span, by what the last one took and brought, and it
+    might have spanned. Its span never changes the result."""
     by_time = int(n_epochs * BARRIER_S / max(took_s, 1e-9))
     by_rows = n_epochs * VM_ROWS_PER_BARRIER // max(n_rows, 1)
-    return max(min(by_time, by_rows, 4 * n_epochs, EPOCHS_PER_BARRIER), 1)
+    return max(min(by_time, by_rows, 4 * before, EPOCHS_PER_BARRIER), 1)
 
 
 def _facts(spec: Any) -> VmFacts:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from hostsim.jit import i64, kernel, small
+from hostsim.ranks import BLOCK
 from hostsim.state import (
     ACCESSED,
     ANON,
@@ -33,8 +34,8 @@ _UNIQUE_MARK, _STALE_MARK = np.uint8(UNIQUE >> 24), np.uint8(STALE >> 24)
 
 QUIET, LOUD = i64(0), 2
 """Loudness from which any touch may change something; 1: only a write may."""
-GROUP = 8
-"""Pages that are looked at together for a loud one."""
+GROUP, FEW = 8, 16
+"""Pages that are looked at together for a loud one; loud ones of a block that are few."""
 ANY, WRITE = map(i64, range(2))
 """The lists in `heard`: of pages that any touch changes, and that only a write changes."""
 
@@ -104,6 +105,27 @@ def _any(loud: Array, start: int) -> bool:
     return (low | high) != _NONE
 
 
+@small
+def _count(volumes: Array) -> int:
+    """How many of at most BLOCK pages are loud. In bytes throughout, for vector code."""
+    found = np.uint8(0)
+    for i in range(volumes.size):
+        found = np.uint8(found + np.uint8(volumes[i] != _NONE))
+    return i64(found)
+
+
+@small
+def _add_few(st: HostState, first: int, volumes: Array) -> None:
+    """As `_add_all`, where most groups of pages have no loud one."""
+    whole = volumes.size - volumes.size % GROUP
+    for start in range(0, whole, GROUP):
+        if _any(volumes, start):
+            for i in range(start, start + GROUP):
+                _add(st, first + i, i64(volumes[i]))
+    for i in range(whole, volumes.size):
+        _add(st, first + i, i64(volumes[i]))
+
+
 @kernel
 def _note(loud: Array, page: Array, content: Array) -> None:
     """Loudness of pages one after the other. In two passes, bytes from words and bytes from bytes,
@@ -149,11 +171,13 @@ def listen(st: HostState, v: int) -> None:
     for i in range(max(vm.brk - vm.kernel, 0), rest):
         loud[done + i] = LOUD
     st.n_heard[ANY], st.n_heard[WRITE] = 0, 0
-    whole = active - active % GROUP
-    for start in range(0, whole, GROUP):
-        if _any(loud, start):
-            _add_all(st, start, loud[start : start + GROUP])
-    _add_all(st, whole, loud[whole:active])
+    for start in range(0, active, BLOCK):
+        part = loud[start : min(start + BLOCK, active)]
+        n = _count(part)
+        if n > FEW:
+            _add_all(st, start, part)
+        elif n > 0:
+            _add_few(st, start, part)
 
 
 @kernel

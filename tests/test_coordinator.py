@@ -237,12 +237,34 @@ def test_detail_keeps_a_row_per_epoch_and_vm(tmp_path: Path) -> None:
 # The loop.
 
 
-def test_a_barrier_spans_the_epochs_in_which_nothing_is_due(tmp_path: Path) -> None:
+def test_a_barrier_spans_the_epochs_in_which_nothing_is_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One at first, four times as many each time."""
+    monkeypatch.setattr(coordinator, "BARRIER_S", 1e9)
     few = [PRESSED["vms"][0] | {"count": 2, "interval": "3 min"}]
     fleet, made = recorded()
     loaded = pressed(tmp_path, vms=few, events=PRESSED["events"][:1], duration="30 min")
     simulate(loaded, tmp_path / "out", fleet=fleet)
-    assert made[0].calls == [(0, 3, 1), (3, 1, 1), (4, 10, 1), (14, 10, 0), (24, 6, 0)]
+    assert made[0].calls == [(0, 1, 1), (1, 2, 0), (3, 1, 1), (4, 26, 1)]
+
+
+@pytest.mark.parametrize(
+    ("before", "n_epochs", "took_s", "n_rows", "most"),
+    [
+        (1, 1, 0.001, 10, 4),  # four times the last
+        (64, 3, 0.001, 10, 100),  # the last might have been longer; EPOCHS_PER_BARRIER
+        (20, 20, 10.0, 10, 2),  # by time
+        (20, 1, 60.0, 10, 1),
+        (64, 10, 0.01, 100_000, 26),  # by rows
+        (64, 1, 0.01, 1_000_000, 1),
+        (2, 2, 0.0, 0, 8),  # no VMs, and a clock that stood still
+    ],
+)
+def test_how_far_the_next_barrier_spans(
+    before: int, n_epochs: int, took_s: float, n_rows: int, most: int
+) -> None:
+    assert coordinator._most(before, n_epochs, took_s, n_rows) == most
 
 
 def test_the_watcher_is_told_after_every_barrier(tmp_path: Path) -> None:
