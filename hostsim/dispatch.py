@@ -95,6 +95,10 @@ class _Inner(registry.CPUDispatcher):
         super().__init__(function, targetoptions=options)
         self._parts: dict[Any, _Part] = {}
 
+    def get_call_template(self, args: Any, kws: Any) -> Any:
+        """A number written out is a number: numba would compile the function for it once more."""
+        return super().get_call_template(tuple(map(types.unliteral, args)), kws)
+
     def compile(self, sig: Any) -> Any:
         """The key under which the caller finds the code."""
         args, _ = sigutils.normalize_signature(sig)

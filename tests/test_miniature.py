@@ -132,9 +132,10 @@ def test_miniatures_are_unbiased(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_stated_error_covers_and_is_no_more_than_needed(tmp_path: Path) -> None:
     """60 seeds. What the variance over seeds has beyond that of exact runs is at most what is
-    stated, as far as 60 seeds can tell, and for shared_saved at least a ninth of it (a third of
-    the error). Of the runs of a scale at least 60 % lie within one standard error, exact runs'
-    included, and 90 % within two, where 68 % and 95 % are to be expected.
+    stated, as far as 60 seeds can tell, and for shared_saved at least a fourth of it (half of the
+    error). Of the runs of a scale at least 50 % lie within one standard error, exact runs'
+    included, and 86 % within two, where 68 % and 95 % are to be expected: three standard errors of
+    60 draws less. README has the figures of 240 seeds.
 
     swapped is a small difference of large numbers, and varies by chance by 8 % in exact runs, by
     10 % in miniatures, of 1/4 as of 1/256, and is 6 % more in them: neither is sampling's, which
@@ -154,6 +155,6 @@ def test_the_stated_error_covers_and_is_no_more_than_needed(tmp_path: Path) -> N
         told += f"within one {(off <= 1).mean(axis=0)}, two {(off <= 2).mean(axis=0)}"
         print(told)
         assert (observed[:2] <= stated[:2] + 2 * unsure[:2]).all(), told
-        assert stated[0] <= 9 * observed[0], told
-        assert ((off[:, :2] <= 1).mean(axis=0) >= 0.6).all(), told
-        assert ((off <= 2).mean(axis=0) >= 0.9).all(), told
+        assert stated[0] <= 4 * observed[0], told
+        assert ((off[:, :2] <= 1).mean(axis=0) >= 0.5).all(), told
+        assert ((off <= 2).mean(axis=0) >= 0.86).all(), told
