@@ -118,10 +118,11 @@ def reaction_ms(st: HostState, v: int) -> int:
     """
     host = st.host[0]
     vm = st.vms[v]
-    goes_long = closed_form.goes_long(st)
     if moves(st, v):
-        return max(arrival_ms(st, v), host.balance_ms) if goes_long else host.balloon_poll_ms
-    if (vm.target < vm.limit or vm.ballooned > 0) and not goes_long:
+        if host.by_law == 1:
+            return max(arrival_ms(st, v), host.balance_ms)
+        return host.balloon_poll_ms
+    if (vm.target < vm.limit or vm.ballooned > 0) and host.by_law == 0:
         return host.balance_ms // 3
     return host.tick_ms
 
@@ -136,12 +137,11 @@ def pace_ms(st: HostState) -> int:
     end only where guests take so little that it may end: less than a slot a second.
     """
     host = st.host[0]
-    reaction, until_ms, by_law = host.tick_ms, host.tick_ms, closed_form.goes_long(st)
+    until_ms, by_law = host.tick_ms, closed_form.goes_long(st)
     rate = i64(0)
     for i in range(count_vms(st)):
         v = st.order[i]
         vm = st.vms[v]
-        reaction = min(reaction, reaction_ms(st, v))
         if vm.booted == 0:
             by_law = False
             rate += boot_rate(st, v)
@@ -155,6 +155,9 @@ def pace_ms(st: HostState) -> int:
         if left_ms > 0:
             until_ms = min(until_ms, left_ms)
     host.by_law = i64(by_law)
+    reaction = host.tick_ms
+    for i in range(count_vms(st)):
+        reaction = min(reaction, reaction_ms(st, st.order[i]))
     rate = max(rate, host.intake)
     longest = min(host.tick_ms, max(until_ms, STEP_MS_PAGING))
     if by_law:

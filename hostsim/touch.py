@@ -158,7 +158,8 @@ def _ask_ahead(st: HostState, v: int, key: np.uint64) -> None:
 def touch_uniform(st: HostState, v: int, done: int, n: int, touch_ns: int, writes: int) -> int:
     """Touches of random pages of the window, `touch_ns` apart, until `n` are done.
 
-    Returns how many were. `done`: how many were before.
+    Returns how many were. `done`: how many were before. (Tried: asking ahead only where windows are
+    larger than a cache, and `listen_again` only where a page was given, gained nothing.)
     """
     vm = st.vms[v]
     key = rng.stream(st.host[0].seed, rng.TOUCH, vm.vm, st.host[0].tick)

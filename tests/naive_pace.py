@@ -67,8 +67,8 @@ def reaction_ms(esx: Esx, vm: Vm) -> int:
         way = vm.balloon_target - balloon
         rates = esx.config.balloon
         rate = (rates.inflate if way > 0 else rates.deflate) * 1000 // PAGE_SIZE
-        return max(ms_for(esx, abs(way), rate), period) if goes_long(esx) else rates.poll
-    if (vm.target < vm.limit or balloon > 0) and not goes_long(esx):
+        return max(ms_for(esx, abs(way), rate), period) if esx.by_law else rates.poll
+    if (vm.target < vm.limit or balloon > 0) and not esx.by_law:
         return period // 3
     return esx.tick_ms
 
