@@ -63,18 +63,25 @@ def saved_parts(st: HostState, v: int, slot: int) -> int:
     )
 
 
-@kernel
+@small
+def _add(found: Array, row: int, difference: int, signs: np.uint64) -> None:
+    """Add one quantity's difference to its contrasts: mostly there is none."""
+    if difference != 0:
+        for i in range(CONTRASTS):
+            sign = 1 - 2 * i64((signs >> np.uint64(i)) & np.uint64(1))
+            found[row, i] += sign * difference
+
+
+@small
 def _add_step(
-    found: Array, d_saved: int, d_allocated: int, d_swapped: int, signs: np.uint64
+    found: Array, d_saved: int, d_allocated: int, d_swapped: int, key: np.uint64, at: int
 ) -> None:
-    """Add a slot's differences to the contrasts."""
-    if d_saved == 0 and d_allocated == 0 and d_swapped == 0:
-        return
-    for i in range(CONTRASTS):
-        sign = 1 - 2 * i64((signs >> np.uint64(i)) & np.uint64(1))
-        found[SAVED, i] += sign * d_saved
-        found[ALLOCATED, i] += sign * d_allocated
-        found[OUT, i] += sign * d_swapped
+    """Add a slot's differences to the contrasts, with signs of its own."""
+    if (d_saved | d_allocated | d_swapped) != 0:
+        signs = rng.word(key, at)
+        _add(found, SAVED, d_saved, signs)
+        _add(found, ALLOCATED, d_allocated, signs)
+        _add(found, OUT, d_swapped, signs)
 
 
 @kernel
@@ -93,6 +100,7 @@ def _add_section(
     vm = st.vms[v]
     period = st.periods[vm.pattern, section]
     key = rng.stream(st.host[0].seed, rng.SPREAD, vm.image_family, section)
+    place = i64(0)  # in the pattern: offset % period, which would take as long as all else
     for offset in range(end - first):
         slot = vm.base_slot + first + offset
         state = state_of(st, slot)
@@ -102,20 +110,21 @@ def _add_section(
         found[SAVED, TOTAL] += saved
         found[ALLOCATED, TOTAL] += allocated
         found[OUT, TOTAL] += swapped
-        kind = kinds[st.kinds[vm.pattern, section, offset % period]]
+        kind = kinds[st.kinds[vm.pattern, section, place]]
+        place = place + 1 if place + 1 < period else i64(0)
         d_saved, d_swapped = saved - kind[1], swapped - kind[2]
         if kind[0] == 0:
             kind[3], kind[4], kind[5] = offset, saved, swapped
             d_saved, d_swapped = i64(0), i64(0)
         d_allocated = allocated - kinds[N_KINDS, 0]
-        _add_step(found, d_saved, d_allocated, d_swapped, rng.word(key, offset))
+        _add_step(found, d_saved, d_allocated, d_swapped, key, offset)
         kind[0], kind[1], kind[2], kinds[N_KINDS, 0] = kind[0] + 1, saved, swapped, allocated
     for i in range(N_KINDS):
         kind = kinds[i]
         part = EDGE if kind[0] > 1 else EDGE_UNIT
-        begins, ends = rng.word(key, kind[3]), rng.word(key, end - first + i)
-        _add_step(found, _edge(kind[4], part), i64(0), _edge(kind[5], part), begins)
-        _add_step(found, -_edge(kind[1], part), i64(0), -_edge(kind[2], part), ends)
+        begins, ends = kind[3], end - first + i
+        _add_step(found, _edge(kind[4], part), i64(0), _edge(kind[5], part), key, begins)
+        _add_step(found, -_edge(kind[1], part), i64(0), -_edge(kind[2], part), key, ends)
         kind[:] = 0
 
 
