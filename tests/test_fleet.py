@@ -35,6 +35,7 @@ from cluster.population import Population, populate
 from cluster.scenario import EventValues
 from cluster.scenario_file import Loaded
 from cluster.state import NOWHERE, initial
+from hostsim import host as host_module
 from hostsim.invariants import BrokenInvariantError
 from hostsim.units import GIB, MIB, HostId, VmId
 
@@ -151,6 +152,19 @@ def test_epochs_in_one_call_are_those_of_several(scene: tuple[Loaded, Population
     assert whole.contrasts.any()
     assert whole.contrasts.tolist() == sum(report.contrasts for report in steps).tolist()
     assert step.digests() == leap.digests()
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_level_changes_that_one_call_has_no_room_for_come_with_the_next(
+    scene: tuple[Loaded, Population], monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """A call then ends within an epoch of some host: the next one goes on there."""
+    loaded, population = scene
+    orders = orders_of(population)[0]
+    whole = host_set(loaded, population.hosts).run(orders, 0, 6)
+    assert len(whole.level_changes) > 2 * most
+    monkeypatch.setattr(host_module, "CHANGES", most)
+    same(whole, host_set(loaded, population.hosts).run(orders, 0, 6))
 
 
 def test_slots_are_compared_some_times_a_run(scene: tuple[Loaded, Population]) -> None:
