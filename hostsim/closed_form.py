@@ -15,8 +15,8 @@ from hostsim.ranks import BLOCK, IN_MEMORY, count
 from hostsim.state import SOFT, Array, HostState, alloc_of
 
 STEP_MS_PAGING = 1000
-"""Longest step while the host pages. No step is shorter for any other reason than memory in reach
-of the next threshold."""
+"""Longest step while the host pages, but in SOFT by law. No step is shorter for any other reason
+than memory in reach of the next threshold."""
 
 
 @small
