@@ -58,8 +58,8 @@ def binomials(draws: Array, n: int, p: float, found: Array) -> None:
     """For each of some uniform draws the least k with P(B <= k) >= draw, B binomial (n, p).
 
     draws (m,) float64 in [0, 1), changed; found (m,) int64, out. n up to 1000, so that no term that
-    matters is too small for a float. Term after term, each compared with all draws at once. (Tried:
-    1 / (k + 1) from a table gained nothing, as the division overlaps with the comparisons.)
+    matters is too small for a float. Term after term, each compared with all draws at once. (Tried
+    when each draw went through the law by itself: 1 / (k + 1) from a table gained nothing.)
     """
     is_from_above = p > 0.5
     if is_from_above:

@@ -58,9 +58,9 @@ def saved_parts(st: HostState, v: int, slot: int) -> int:
     """
     content = i64(st.content[slot]) & INDEX
     zero = st.vms[v].zero
-    return (
-        PARTS if content == zero or content == zero + 1 else PARTS - PARTS // refs_of(st, content)
-    )
+    if content == zero or content == zero + 1:
+        return PARTS
+    return PARTS - PARTS // refs_of(st, content)
 
 
 @small

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster_builders import host_set
 from measuring import Tables, cpu_s
 
 from cluster import execute, planner, state
-from cluster.fleet import HostSet, LocalFleet
+from cluster.fleet import LocalFleet
 from cluster.population import populate
 from cluster.scenario_file import Loaded, load
 
@@ -57,15 +58,7 @@ class Run:
     def __init__(self, loaded: Loaded) -> None:
         self._scenario = scenario = loaded.scenario
         self._population = populate(loaded)
-        hosts = HostSet(
-            self._population.hosts,
-            seed=scenario.seed,
-            sample=scenario.fidelity.sample,
-            tick_ms=scenario.tick,
-            epoch_ms=scenario.epoch,
-            check=False,
-        )
-        self._fleet = LocalFleet(hosts)
+        self._fleet = LocalFleet(host_set(loaded, self._population.hosts))
         self._due = planner.agenda(self._population, scenario)
         self._now = state.initial(self._population)
         self._epoch = 0

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cluster_builders import host_set
 from measuring import Tables, cpu_s
 from test_cluster import SCENARIO, changes_for
 
 from cluster.coordinator import barriers
-from cluster.fleet import HostSet, LocalFleet
+from cluster.fleet import LocalFleet
 from cluster.messages import LEVELS
 from cluster.population import populate
 from cluster.scenario_file import load
@@ -34,18 +35,11 @@ def means(tick_s: int, seed: int) -> dict[str, float]:
     more: dict[str, Any] = {"tick": f"{tick_s} s"}
     loaded = load(SCENARIO, seed=seed, changes=changes_for(HOSTS, 10, **more))
     population, scenario = populate(loaded), loaded.scenario
-    hosts = HostSet(
-        population.hosts,
-        seed=scenario.seed,
-        sample=scenario.fidelity.sample,
-        tick_ms=scenario.tick,
-        epoch_ms=scenario.epoch,
-        check=False,
-    )
+    fleet = LocalFleet(host_set(loaded, population.hosts))
     tables: list[Any] = []
 
     def run() -> None:
-        for barrier in barriers(population, scenario, LocalFleet(hosts)):
+        for barrier in barriers(population, scenario, fleet):
             tables.append(barrier.report.hosts)
 
     found = {"cpu_s": cpu_s(run)}
