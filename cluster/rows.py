@@ -66,13 +66,13 @@ class VmFate:
         return "refused" if self.refused is not None else "waiting"
 
 
-_MEASURES = tuple(name for name in HOST_ROW.names or () if name not in ("epoch", "host"))
+_MEASURES = tuple(name for name in HOST_ROW.names or () if name not in ("epoch", "host", "on"))
 EPOCH_ROW = np.dtype(
     [(name, np.int64) for name in ("epoch", "hosts", "memory_pages")]
     + [(name, np.int64) for name in _MEASURES]
     + [("on_ns", np.int64), ("lost_ns", np.int64, (len(CAUSES),)), ("touches", np.int64)]
 )
-"""One row per epoch: hosts that reported and their memory, the sums of their HOST_ROW columns
+"""One row per epoch: hosts that were on and their memory, the sums of their HOST_ROW columns
 (cpu_demand_permille: of the cluster's CPUs, rounded down), the sums of the VMs' times and touches.
 """
 
@@ -108,16 +108,16 @@ def epoch_rows(report: EpochReport, hosts: HostList) -> Rows:
     rows = np.zeros(len(epochs), EPOCH_ROW)
     if not len(epochs):
         return rows
-    ends = np.append(starts[1:], len(report.hosts))
     at = hosts.index(report.hosts["host"])
-    cpus = np.add.reduceat(hosts.cpus[at], starts)
+    cpus = np.add.reduceat(hosts.cpus[at] * report.hosts["on"], starts)
     demand = np.add.reduceat(hosts.cpus[at] * report.hosts["cpu_demand_permille"], starts)
     first = len(HOST_ROW.names or ()) - len(_MEASURES)
     into = 3  # epoch, hosts, memory_pages come before the sums
     sums = np.add.reduceat(matrix(report.hosts), starts, axis=0)[:, first:]
     matrix(rows)[:, into : into + len(_MEASURES)] = sums
-    rows["epoch"], rows["hosts"] = epochs, ends - starts
-    rows["memory_pages"] = np.add.reduceat(hosts.memory_pages[at], starts)
+    on = report.hosts["on"]
+    rows["epoch"], rows["hosts"] = epochs, np.add.reduceat(on, starts)
+    rows["memory_pages"] = np.add.reduceat(hosts.memory_pages[at] * on, starts)
     rows["cpu_demand_permille"] = demand // np.maximum(cpus, 1)
     of_vms = np.searchsorted(report.vms["epoch"], np.append(epochs, epochs[-1] + 1)).tolist()
     for row, first, end in zip(rows, of_vms, of_vms[1:], strict=False):

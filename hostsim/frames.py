@@ -1,6 +1,7 @@
 """Frames of machine memory by kind: high ones, which devices cannot reach, and low ones.
 
-Free frames are counts: `free` of both kinds, `highmem_free` of the high ones. A frame in use has
+Free frames are counts: `free` of both kinds, `highmem_free` of the high ones; so are those held for
+VMs that are on their way from another host. A frame in use has
 its kind with what names it: the KIND bit of a private page, `shared_kind` of a shared content; a
 VM's overhead is a count again. A fresh frame is a high one while there is one, so that low memory
 is left to those who need it; a frame that is given back is free of the same kind.
@@ -19,6 +20,16 @@ def take_frames(st: HostState, n: int) -> int:
     st.host[0].free -= n
     st.host[0].highmem_free -= high
     return high
+
+
+@kernel
+def hold(st: HostState, n: int) -> None:
+    """`n` frames are kept for VMs on their way here; the caller saw that as many are free."""
+    host = st.host[0]
+    host.free += host.held
+    host.highmem_free += host.held_highmem
+    host.held_highmem = take_frames(st, n)
+    host.held = n
 
 
 @small

@@ -17,6 +17,7 @@ from hostsim.composition import Composition, compose
 from hostsim.config import Allocation, HostConfig, VmConfig
 from hostsim.contents import Ranges
 from hostsim.fault import leave_memory
+from hostsim.frames import hold
 from hostsim.guest import reset as reset_guest
 from hostsim.guest_config import GuestImage, Phase, Workload
 from hostsim.jit import handles, is_warm, kernel
@@ -168,6 +169,17 @@ class Host:
         fill_tax(self.state.host[0], allocation)
         self.state.host[0].rebalance = 1
 
+    def hold(self, n_pages: int) -> None:
+        """Keep frames for VMs on their way here: so many in all, in pages.
+
+        Raises ValueError, and changes nothing, when fewer are free.
+        """
+        n, host = -(-n_pages // self.sample), self.state.host[0]
+        if n > host.free + host.held:
+            raise ValueError(f"host {self.host} has {host.free + host.held} frames, not {n}")
+        hold(self.state, n)
+        host.rebalance = 1
+
     # Running
 
     def advance(self, duration_ms: int) -> Array:
@@ -291,6 +303,7 @@ def warm(note: Callable[[str], None]) -> None:
     )
     host.power_on(vm)
     host.reset(vm.vm)
+    host.hold(0)
     host.power_off(vm.vm)
     host.power_on(vm)
     spread.add_to(spread.no_contrasts(), host.state)

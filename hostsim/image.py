@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hostsim.frames import take_frames
+from hostsim.frames import hold, take_frames
 from hostsim.host import Host
 from hostsim.packing import (
     SPECIFIED,
@@ -100,7 +100,8 @@ def export_vm(host: Host, vm: VmId) -> VmImage:
 def why_refused(host: Host, image: VmImage) -> str | None:
     """The reason why `host` cannot take the VM now, or None."""
     reason = host.why_refused(image.spec)
-    if reason is None and host.state.host[0].free < int(image.row["resident"][0]):
+    there_are = host.state.host[0].free + host.state.host[0].held
+    if reason is None and there_are < int(image.row["resident"][0]):
         return "memory-frames"
     return reason
 
@@ -126,6 +127,7 @@ def import_vm(host: Host, image: VmImage) -> None:
     cut = slice(row.base_slot, row.base_slot + row.size_slots)
     st.content[cut] = words
     in_memory = image.page & int(STATE) == int(RESIDENT)
+    hold(st, max(int(st.host[0].held) - int(row.resident), 0))  # it was held for this
     row.highmem = take_frames(st, int(row.resident))
     is_high = in_memory & (np.cumsum(in_memory) <= row.highmem)
     st.page[cut] = np.where(is_high, image.page | int(KIND), image.page)

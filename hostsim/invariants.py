@@ -125,10 +125,12 @@ def references_are_conserved(st: HostState) -> None:
 
 
 def frames_are_conserved(st: HostState) -> None:
-    """Private frames + shared frames + overheads + free = machine memory; free is not negative."""
+    """Private frames + shared frames + overheads + frames kept for arriving VMs + free = machine
+    memory; free is not negative."""
     host = st.host[0]
     rows = st.order[: count_vms(st)]
     used = int(st.vms["resident"][rows].sum()) + int(host.distinct) + int(host.overhead)
+    used += int(host.held)
     overhead = int(st.vms["overhead"][rows].sum())
     _require(overhead == host.overhead, "overheads", f"{overhead} of VMs, {host.overhead} kept")
     _require(
@@ -139,8 +141,8 @@ def frames_are_conserved(st: HostState) -> None:
 
 
 def highmem_is_conserved(st: HostState) -> None:
-    """High frames of private pages, shared contents and overheads + free ones = all there are;
-    low frames likewise. Only what has a frame has a kind."""
+    """High frames of private pages, shared contents and overheads, held and free ones = all there
+    are; low frames likewise. Only what has a frame has a kind."""
     host = st.host[0]
     rows = st.order[: count_vms(st)]
     private = 0
@@ -155,7 +157,7 @@ def highmem_is_conserved(st: HostState) -> None:
     wrong = np.flatnonzero(shared & ((st.refs == 0) | (st.shared_kind != KIND)))
     _require(len(wrong) == 0, "kinds", f"content {wrong[:3]}: {st.shared_kind[wrong[:3]]}")
     overhead = int(st.vms["overhead_highmem"][rows].sum())
-    used = private + int(shared.sum()) + overhead
+    used = private + int(shared.sum()) + overhead + int(host.held_highmem)
     _require(
         used + host.highmem_free == host.highmem and 0 <= host.highmem_free <= host.free,
         "high frames",

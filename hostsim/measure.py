@@ -36,6 +36,7 @@ def measure(st: HostState, row: Any, vm_rows: Array, first: int) -> None:
     row.shared_saved_pages = shared_saved(st) * host.sample + unreal
     row.zero_saved_pages = zero_saved * host.sample + once
     row.free_pages = host.free * host.sample + unreal
+    row.spare_pages, row.held_pages = host.free * host.sample, host.held * host.sample
     measure_time(st, row, vm_rows, first)
     count_events(st, row)
 
@@ -57,7 +58,7 @@ def measure_memory(st: HostState, row: Any, vm_rows: Array, first: int, distinct
     sharers = i64(0)
     for i in range(n):
         sharers += st.vms[st.order[i]].shared * k
-    row.host, row.vms = host.host, n
+    row.host, row.on, row.vms = host.host, 1, n
     row.overhead_pages = host.overhead * k
     row.configured_pages = row.allocated_pages = row.active_pages = row.shared_pages = 0
     row.ballooned_pages = row.swapped_pages = row.untouched_pages = row.compressed_pages = 0
@@ -98,7 +99,8 @@ def measure_time(st: HostState, row: Any, vm_rows: Array, first: int) -> None:
         v = st.order[i]
         vm, to = st.vms[v], vm_rows[first + i]
         to.on_ns, to.touches, to.work_left_ns = vm.on_ns, vm.touches * host.sample, vm.backlog_ns
-        vm.on_ns = vm.touches = 0
+        to.writes = vm.writes * host.sample // 1000
+        vm.on_ns = vm.touches = vm.writes = 0
         for cause in range(N_CAUSES):
             to.lost_ns[cause] = st.lost[v, cause]
             st.lost[v, cause] = 0

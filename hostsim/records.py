@@ -13,9 +13,11 @@ HOST = np.dtype(
     # Identity and time, then where reclamation stands.
     _fields(np.int64, "host seed sample now_ms tick_ms pace_ms by_law dt_ms tick")
     + _fields(np.int64, "intake rebalance level")
-    # Frames: machine = memory - reserve; free = machine - overhead - private - distinct.
-    # highmem: those of the machine that lie high, highmem_free: those of the free ones.
-    + _fields(np.int64, "machine highmem overhead free highmem_free distinct hint_frames")
+    # Frames: machine = memory - reserve; free = machine - overhead - held - private - distinct.
+    # highmem: those of the machine that lie high, highmem_free: those of the free ones. held: those
+    # kept for VMs that are on their way here.
+    + _fields(np.int64, "machine highmem overhead free highmem_free held held_highmem distinct")
+    + _fields(np.int64, "hint_frames")
     # Thresholds in slots: enter a level below down_*, leave it upwards above up_*; goal: enough.
     + _fields(np.int64, "goal down_soft down_hard down_low up_high up_soft up_hard level_free")
     # Options, flattened from config once.
@@ -57,8 +59,8 @@ VM = np.dtype(
     # and its next event; touchable: slots from the first that the workload may come to.
     + _fields(np.int64, "program program_len row vm_clock repeat cycle_start_ms start_ms offset_ms")
     + _fields(np.int64, "boot_end_ns replay replay_len event touchable")
-    # Clocks: executed VM time, what the last cost was for, work left undone.
-    + _fields(np.int64, "clock_ns left_ns cause backlog_ns on_ns touches serial")
+    # Clocks: executed VM time, what the last cost was for, work left undone. writes: x 1000.
+    + _fields(np.int64, "clock_ns left_ns cause backlog_ns on_ns touches writes serial")
     # Sampler.
     + _fields(np.int64, "period_start_ns samples periods")
     + _fields(np.float64, "slow fast")

@@ -26,6 +26,8 @@ HOST_ROW = np.dtype(
     [
         ("epoch", np.int64),
         ("host", np.int64),
+        # 1, or 0 of a host that is powered off: all else is 0 then.
+        ("on", np.int64),
         ("vms", np.int64),
         # Memory at the end of the epoch, in pages (design section 4, accounting).
         ("configured_pages", np.int64),
@@ -41,6 +43,9 @@ HOST_ROW = np.dtype(
         ("untouched_pages", np.int64),
         ("overhead_pages", np.int64),
         ("free_pages", np.int64),
+        # Free frames without what a sampled zero page adds to them; kept for arriving VMs.
+        ("spare_pages", np.int64),
+        ("held_pages", np.int64),
         # Time in each reclamation state during the epoch, in milliseconds.
         ("high_ms", np.int64),
         ("soft_ms", np.int64),
@@ -79,10 +84,12 @@ VM_ROW = np.dtype(
         ("epoch", np.int64),
         ("host", np.int64),
         ("vm", np.int64),
-        # During the epoch: powered-on time and time lost, in nanoseconds; touches done.
+        # During the epoch: powered-on time and time lost, in nanoseconds; touches done; writes among
+        # them, expected where touches are thinned, and pages that came into use.
         ("on_ns", np.int64),
         ("lost_ns", np.int64, (len(CAUSES),)),
         ("touches", np.int64),
+        ("writes", np.int64),
         ("work_left_ns", np.int64),
         # At its end, in pages.
         ("target_pages", np.int64),

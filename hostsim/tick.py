@@ -119,9 +119,10 @@ def update_level(st: HostState) -> bool:
 
 @kernel
 def machine_to_divide(st: HostState) -> int:
-    """M: what the allocator divides. Overheads still to be charged are counted as taken."""
+    """M: what the allocator divides. Overheads still to be charged are counted as taken, and so is
+    what is kept for VMs on their way here."""
     host = st.host[0]
-    overheads = host.overhead
+    overheads = host.overhead + host.held
     for i in range(count_vms(st)):
         overheads += st.vms[st.order[i]].overhead_due
     return host.machine - overheads - host.goal + share.shared_saved(st)

@@ -61,6 +61,7 @@ def boot(st: HostState, v: int) -> None:
         for _ in range(min(due, vm.size_slots - vm.scrub_cursor)):
             cost = guest.scrub(st, v, vm.scrub_cursor)
             vm.scrub_cursor += cost >= 0
+            vm.writes += 1000 * (cost >= 0)
             if not settle(st, v, cost):
                 break
 
@@ -87,6 +88,7 @@ def grow(st: HostState, v: int, n: int) -> None:
     for _ in range(n):
         cost = guest.populate(st, v, vm.brk)
         vm.brk += cost >= 0
+        vm.writes += 1000 * (cost >= 0)
         if not settle(st, v, cost):
             return
 
@@ -127,6 +129,7 @@ def play(st: HostState, v: int) -> None:
         cost = guest.relive(st, v, i64(event.page), i64(event.word))
         vm.event += cost >= 0
         vm.touches += cost >= 0
+        vm.writes += 1000 * (cost >= 0)
         if not settle(st, v, cost):
             return
 
@@ -219,6 +222,7 @@ def work(st: HostState, v: int, dt_ns: int) -> None:
         touch_ns = due_ns // (n + extra)
         done = touch_window(st, v, n + extra, touch_ns, row.writes_permille, row.locality, reach)
     vm.touches += done
+    vm.writes += done * row.writes_permille
     if vm.vm_clock == 0:
         vm.touch_carry += reach * (dt_ns // 1000) - n * interval_us
         if n > 0:

@@ -99,7 +99,8 @@ def retarget(esx: Esx) -> None:
         floor = vm.reservation if vm.shares == 0 else min(vm.reservation, alloc)
         cap = min(floor, cap) if vm.shares == 0 else cap
         claims.append(policy.Claim(vm.shares, active[-1], min(floor, cap), cap))
-    overheads = sum(len(vm.overhead) + vm.overhead_due for vm in esx.on())
+    overheads = len(esx.held)
+    overheads += sum(len(vm.overhead) + vm.overhead_due for vm in esx.on())
     n_frames = slots(config.memory - config.reserve, esx.sample)
     total = n_frames - overheads - limits(esx).goal + esx.shared_saved()
     is_short = sum(claim.cap for claim in claims) > total

@@ -199,6 +199,14 @@ def set_vm(esx: Esx, vm_id: int, reservation: int, limit: int, shares: int) -> N
     esx.rebalance = True
 
 
+def hold(esx: Esx, n: int) -> None:
+    """Keep `n` frames in all, for VMs on their way here; as many are free."""
+    while esx.held:
+        esx.machine.release(esx.held.pop())
+    esx.held = [esx.machine.take(b"held", 0) for _ in range(n)]
+    esx.rebalance = True
+
+
 def set_host(esx: Esx, idle_tax: int) -> None:
     """A new idle tax, in permille: targets follow [P 6.3]."""
     allocation = esx.config.allocation.model_copy(update={"idle_tax": idle_tax})

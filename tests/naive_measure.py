@@ -75,6 +75,7 @@ def vm_row(esx: Esx, vm: Vm) -> Row:
         "on_ns": vm.on_ns,
         "lost_ns": [vm.lost[cause] for cause in CAUSES],
         "touches": vm.touches * k,
+        "writes": vm.writes * k // 1000,
         "work_left_ns": vm.backlog_ns,
         "target_pages": vm.target * k,
         "allocated_pages": vm.alloc() * k,
@@ -97,6 +98,7 @@ def host_row(esx: Esx) -> Row:
     elapsed_ms = esx.level_ms.total()
     row: Row = {
         "host": esx.host,
+        "on": 1,
         "vms": len(vms),
         "configured_pages": sum(vm.size for vm in vms) * k,
         "allocated_pages": sum(vm.alloc() for vm in vms) * k,
@@ -106,6 +108,8 @@ def host_row(esx: Esx) -> Row:
         "compressed_pages": 0,
         "overhead_pages": sum(len(vm.overhead) for vm in vms) * k,
         "free_pages": esx.free * k + unreal,
+        "spare_pages": esx.free * k,
+        "held_pages": len(esx.held) * k,
         "cpu_demand_permille": esx.events["cpu_demand_ms"] // max(esx.config.cpus * elapsed_ms, 1),
         "minor_faults": esx.events["minor_faults"],
         "guest_paging_pages": (esx.events["guest_page_ins"] + esx.events["guest_page_outs"]) * k,
@@ -153,5 +157,5 @@ def start_again(esx: Esx) -> None:
     esx.events = Counter()
     esx.level_ms = Counter()
     for vm in esx.on():
-        vm.on_ns = vm.touches = 0
+        vm.on_ns = vm.touches = vm.writes = 0
         vm.lost = Counter()

@@ -155,6 +155,20 @@ class Pair:
         self.fast.set_host(idle_tax=idle_tax)
         naive_life.set_host(self.twin, idle_tax)
 
+    def hold(self, n: int) -> bool:
+        """Keep `n` frames, if as many are free. Whether they were."""
+        there_are = self.twin.free + len(self.twin.held)
+        try:
+            self.fast.hold(n * self.twin.sample)
+        except ValueError as refusal:
+            if n <= there_are:
+                raise DisagreeError(f"{n} frames of {there_are} to hold") from refusal
+            return False
+        if n > there_are:
+            raise DisagreeError(f"{n} frames of {there_are} held")
+        naive_life.hold(self.twin, n)
+        return True
+
     def measure(self) -> None:
         """End a measuring interval in both; their rows must agree."""
         self._require_equal(list(naive_measure.differences(self.twin, *self.fast.measure())))

@@ -135,6 +135,8 @@ class Vm:
     on_ns: int = 0
     lost: Counter[str] = field(default_factory=Counter)
     touches: int = 0
+    writes: int = 0
+    """In thousandths: of touches, as many as are writes on average."""
     # Sampling of idle memory.
     sampled: list[int] = field(default_factory=list)
     period_start_ns: int = 0
@@ -252,6 +254,8 @@ class Esx:
     copied: dict[int, Copied] = field(default_factory=dict)
     """By place in a small table."""
     vms: dict[int, Vm] = field(default_factory=dict)
+    held: list[int] = field(default_factory=list)
+    """MPNs kept for VMs on their way here."""
     now_ms: int = 0
     dt_ms: int = 0
     """The last step, and what it could have been at most."""

@@ -91,6 +91,7 @@ def scrub_all(esx: Esx, vm: Vm, n: int) -> None:
         except Stall as why:
             stall(esx, vm, why)
         vm.guest.scrub_cursor += 1
+        vm.writes += 1000
         charge(vm, cost)
 
 
@@ -101,6 +102,7 @@ def grow(esx: Esx, vm: Vm, n: int) -> None:
         except Stall as why:
             stall(esx, vm, why)
         vm.guest.brk += 1
+        vm.writes += 1000
         charge(vm, cost)
 
 
@@ -152,6 +154,7 @@ def replay(esx: Esx, vm: Vm) -> None:
             stall(esx, vm, why)
         guest.replayed += 1
         vm.touches += 1
+        vm.writes += 1000
         charge(vm, cost)
 
 
@@ -205,7 +208,7 @@ def touch_active_set(esx: Esx, vm: Vm, row: Row, dt_ns: int) -> None:
     done = 0
     if n and has_ns:
         done = touch_pages(esx, vm, row, n, has_ns // n)
-        count_touches(vm, done)
+        count_touches(vm, row, done)
     ran_us = (has_ns - (vm.lost.total() - lost_ns)) // 1000
     credit = guest.touch_credit + reach * ran_us - done * interval_us
     guest.touch_credit = max(credit, 0)
@@ -220,15 +223,16 @@ def touch_on_the_wall_clock(esx: Esx, vm: Vm, row: Row, dt_ns: int) -> None:
         return
     extra = n * min(vm.backlog_ns, dt_ns) // dt_ns
     done = touch_pages(esx, vm, row, n + extra, dt_ns // (n + extra))
-    count_touches(vm, done)
+    count_touches(vm, row, done)
     vm.backlog_ns = max(0, vm.backlog_ns + dt_ns - done * (dt_ns // n))
     if done >= n + extra and extra < n:
         vm.backlog_ns = 0
 
 
-def count_touches(vm: Vm, done: int) -> None:
+def count_touches(vm: Vm, row: Row, done: int) -> None:
     vm.guest.sweep = (vm.guest.sweep + done) % vm.guest.active
     vm.touches += done
+    vm.writes += done * row.writes_permille
 
 
 def touch_pages(esx: Esx, vm: Vm, row: Row, n: int, touch_ns: int) -> int:

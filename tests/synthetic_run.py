@@ -116,7 +116,7 @@ class Synthetic:
         self, epoch: int, vms: np.ndarray, size: np.ndarray, saved: np.ndarray, levels: np.ndarray
     ) -> tuple[np.ndarray, list[LevelChange]]:
         rows = np.zeros(self.n_hosts, HOST_ROW)
-        rows["epoch"], rows["host"] = epoch, np.arange(self.n_hosts)
+        rows["epoch"], rows["host"], rows["on"] = epoch, np.arange(self.n_hosts), 1
 
         def total(values: np.ndarray) -> np.ndarray:
             return np.bincount(vms["host"], values, self.n_hosts).astype(np.int64)

@@ -316,6 +316,7 @@ def test_epoch_rows_sum_hosts_and_vms_of_each_epoch() -> None:
     )
     rows = np.zeros(3, HOST_ROW)
     rows["epoch"], rows["host"], rows["vms"] = [4, 4, 5], [3, 9, 9], [1, 2, 3]
+    rows["on"] = 1
     rows["cpu_demand_permille"] = [100, 500, 50]
     vms = np.zeros(3, VM_ROW)
     vms["epoch"], vms["host"], vms["on_ns"], vms["touches"] = [4, 4, 5], [3, 9, 9], [1, 2, 4], 7

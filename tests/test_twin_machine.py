@@ -221,6 +221,12 @@ class TwinMachine(RuleBasedStateMachine):
     def set_host(self, idle_tax: int) -> None:
         self.pair.set_host(idle_tax)
 
+    @rule(n=st.sampled_from([0, 1, 30, 500]))
+    def hold(self, n: int) -> None:
+        """Frames for VMs that are on their way here."""
+        if not self.pair.hold(n):
+            event("too few frames to hold")
+
     # The guest
 
     @precondition(any_vm)
