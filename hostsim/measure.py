@@ -100,7 +100,8 @@ def measure_time(st: HostState, row: Any, vm_rows: Array, first: int) -> None:
         vm, to = st.vms[v], vm_rows[first + i]
         to.on_ns, to.touches, to.work_left_ns = vm.on_ns, vm.touches * host.sample, vm.backlog_ns
         to.writes = vm.writes * host.sample // 1000
-        vm.on_ns = vm.touches = vm.writes = 0
+        to.cpu_ms = vm.cpu_ms // 1000
+        vm.on_ns = vm.touches = vm.writes = vm.cpu_ms = 0
         for cause in range(N_CAUSES):
             to.lost_ns[cause] = st.lost[v, cause]
             st.lost[v, cause] = 0

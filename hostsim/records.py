@@ -59,8 +59,10 @@ VM = np.dtype(
     # and its next event; touchable: slots from the first that the workload may come to.
     + _fields(np.int64, "program program_len row vm_clock repeat cycle_start_ms start_ms offset_ms")
     + _fields(np.int64, "boot_end_ns replay replay_len event touchable")
-    # Clocks: executed VM time, what the last cost was for, work left undone. writes: x 1000.
-    + _fields(np.int64, "clock_ns left_ns cause backlog_ns on_ns touches writes serial")
+    # Clocks: executed VM time, what the last cost was for, work left undone. writes: x 1000,
+    # cpu_ms: permille of a core x ms.
+    + _fields(np.int64, "clock_ns left_ns cause backlog_ns on_ns touches writes cpu_ms")
+    + _fields(np.int64, "serial")
     # Sampler.
     + _fields(np.int64, "period_start_ns samples periods")
     + _fields(np.float64, "slow fast")

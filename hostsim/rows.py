@@ -91,6 +91,8 @@ VM_ROW = np.dtype(
         ("touches", np.int64),
         ("writes", np.int64),
         ("work_left_ns", np.int64),
+        # CPU time that it would have used, had it run all the time.
+        ("cpu_ms", np.int64),
         # At its end, in pages.
         ("target_pages", np.int64),
         ("allocated_pages", np.int64),

@@ -230,7 +230,9 @@ def run_guests(st: HostState, first: int) -> None:
     dt_ns = host.dt_ms * NS_PER_MS
     demand = i64(0)
     for i in range(n):
-        demand += cpu_demand(st, st.order[i])
+        wanted = cpu_demand(st, st.order[i])
+        demand += wanted
+        st.vms[st.order[i]].cpu_ms += wanted * host.dt_ms
     host.cpu_demand_ms += demand * host.dt_ms
     demand_ns = demand * host.dt_ms * (NS_PER_MS // 1000)
     scanned_pages = host.scanned_last_step * host.sample

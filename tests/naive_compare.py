@@ -161,6 +161,7 @@ def vm_numbers(esx: Esx, vm: Vm) -> dict[str, int]:
         "on_ns": vm.on_ns,
         "touches": vm.touches,
         "writes": vm.writes,
+        "cpu_ms": vm.cpu_ms,
         "samples": len(vm.sampled),
         "periods": vm.periods,
         "period_start_ns": vm.period_start_ns,

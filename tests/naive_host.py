@@ -171,6 +171,8 @@ def page_out(esx: Esx) -> None:
 def run_guests(esx: Esx) -> None:
     """CPU time beyond what the cores have is lost, by VMs and to scanning, in proportion."""
     dt_ns, free = esx.dt_ms * workload.MS, esx.free
+    for vm in esx.on():
+        vm.cpu_ms += workload.cpu_demand(esx, vm) * esx.dt_ms
     demand = sum(workload.cpu_demand(esx, vm) for vm in esx.on())
     esx.events["cpu_demand_ms"] += demand * esx.dt_ms
     demand_ns = demand * dt_ns // 1000

@@ -76,6 +76,7 @@ def vm_row(esx: Esx, vm: Vm) -> Row:
         "lost_ns": [vm.lost[cause] for cause in CAUSES],
         "touches": vm.touches * k,
         "writes": vm.writes * k // 1000,
+        "cpu_ms": vm.cpu_ms // 1000,
         "work_left_ns": vm.backlog_ns,
         "target_pages": vm.target * k,
         "allocated_pages": vm.alloc() * k,
@@ -157,5 +158,5 @@ def start_again(esx: Esx) -> None:
     esx.events = Counter()
     esx.level_ms = Counter()
     for vm in esx.on():
-        vm.on_ns = vm.touches = vm.writes = 0
+        vm.on_ns = vm.touches = vm.writes = vm.cpu_ms = 0
         vm.lost = Counter()

@@ -135,6 +135,8 @@ class Vm:
     on_ns: int = 0
     lost: Counter[str] = field(default_factory=Counter)
     touches: int = 0
+    cpu_ms: int = 0
+    """Permille of a core that it would use x ms."""
     writes: int = 0
     """In thousandths: of touches, as many as are writes on average."""
     # Sampling of idle memory.
