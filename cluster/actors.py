@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +21,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.coordinator import Coordinator, Outcome, Progress, Watch
 from cluster.errors import ClusterError
-from cluster.fleet import Finish, HostSet, merge
-from cluster.messages import EpochReport, Order
+from cluster.fleet import Finish, HostSet, Images, merge
+from cluster.messages import EpochReport, MoveIn, MoveOut, Order
 from cluster.population import HostSpec, Population
 from cluster.scenario_file import Loaded
 from hostsim.host import warm
@@ -71,9 +72,15 @@ class HostActor:
     def ready(self) -> None:
         """Answers once the hosts are made and their kernels loaded."""
 
-    def run(self, orders: Sequence[Order], first_epoch: int, n_epochs: int) -> EpochReport:
-        """See HostSet.run."""
-        return self._hosts.run(orders, first_epoch, n_epochs)
+    def take(self, orders: Sequence[MoveOut]) -> Images:
+        """See HostSet.take."""
+        return self._hosts.take(orders)
+
+    def run(
+        self, orders: Sequence[Order], first_epoch: int, n_epochs: int, *images: Images
+    ) -> EpochReport:
+        """See HostSet.run. images: what other actors' `take` returned."""
+        return self._hosts.run(orders, first_epoch, n_epochs, ChainMap(*map(dict, images)))
 
     def digests(self) -> dict[HostId, str]:
         """See HostSet.digests."""
@@ -98,11 +105,25 @@ class RayFleet:
         mine: list[list[Order]] = [[] for _ in self._actors]
         for order in orders:
             mine[self._actor_of[order.host]].append(order)
+        coming = self._send(orders)
         calls = [
-            actor.run.remote(orders_of, first_epoch, n_epochs)
-            for actor, orders_of in zip(self._actors, mine, strict=True)
+            actor.run.remote(orders_of, first_epoch, n_epochs, *coming[at])
+            for at, (actor, orders_of) in enumerate(zip(self._actors, mine, strict=True))
         ]
         return lambda: merge(ray.get(calls))
+
+    def _send(self, orders: Sequence[Order]) -> list[list[Any]]:
+        """References to the images that come to each actor: they go there from where they were,
+        past this process. All of them leave before any host runs on."""
+        leaving: dict[tuple[int, int], list[MoveOut]] = {}
+        for order in orders:
+            if isinstance(order, MoveIn):
+                pair = self._actor_of[order.source], self._actor_of[order.host]
+                leaving.setdefault(pair, []).append(MoveOut(order.source, order.vm))
+        coming: list[list[Any]] = [[] for _ in self._actors]
+        for (source, target), moves in leaving.items():
+            coming[target].append(self._actors[source].take.remote(moves))
+        return coming
 
     def digests(self) -> dict[HostId, str]:
         """See Fleet."""

@@ -11,23 +11,24 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cluster import planner, reports, state, tables
+from cluster import agenda, conservation, planner, reports, state, tables
 from cluster.aggregate import Aggregator
+from cluster.decisions import Decision, Plan, Sight
 from cluster.fleet import Fleet
+from cluster.history import History
 from cluster.messages import LEVELS, EpochReport
-from cluster.planner import Decision, Plan
 from cluster.population import Population
-from cluster.rows import HostFacts, VmFacts, VmFate
+from cluster.rows import HostFacts, VmFacts
 from cluster.scenario import Scenario
 from cluster.scenario_file import Loaded
 from cluster.state import ClusterState
-from hostsim.units import PAGE_SIZE, HostId, VmId
+from hostsim.units import PAGE_SIZE
 
 EPOCHS_PER_BARRIER = 100
 VM_ROWS_PER_BARRIER = 1 << 18
@@ -78,13 +79,14 @@ def barriers(population: Population, scenario: Scenario, fleet: Fleet) -> Iterat
     A barrier is handed out once the hosts run on to the next, so that it is written down meanwhile.
     """
     now = state.initial(population)
-    due = planner.agenda(population, scenario)
+    due = agenda.agenda(population, scenario)
     epoch, last = 0, scenario.duration // scenario.epoch
     most = 1
     done: Barrier | None = None
     while epoch < last:
-        plan = planner.plan(now, due.at(epoch), population, scenario, epoch)
-        n_epochs = min(due.next_after(epoch, last) - epoch, most)
+        sight = Sight(population, scenario, epoch)
+        plan = planner.plan(now, due.at(epoch), sight)
+        n_epochs = min(planner.next_due(plan.after, due, sight, last) - epoch, most)
         started = time.perf_counter()
         finish = fleet.start(plan.orders, epoch, n_epochs)
         if done is not None:
@@ -92,6 +94,7 @@ def barriers(population: Population, scenario: Scenario, fleet: Fleet) -> Iterat
         done = None  # its rows take as much memory as those to come
         report = finish()
         most = _most(most, n_epochs, time.perf_counter() - started, len(report.vms))
+        conservation.check(plan.after, plan.orders, report)
         now = state.learn(plan.after, report)
         epoch += n_epochs
         done = Barrier(plan, report, now, epoch)
@@ -121,7 +124,7 @@ class Coordinator:
             for one in self.population.hosts
         ]
         vms = [_facts(vm.spec) for vm in self.population.vms]
-        self._fates: dict[VmId, VmFate] = {}
+        self._history = History()
         self._folder = tables.RunFolder(
             self.out,
             hosts,
@@ -162,30 +165,29 @@ class Coordinator:
         return False
 
     def _write_down(self, decisions: tuple[Decision, ...]) -> None:
-        """Decisions go to events.jsonl, and into what became of each VM."""
+        """Decisions go to events.jsonl, and into the history of the run."""
         for one in decisions:
             about = {} if one.vm is None else {"vm": self.population.vms[one.vm].spec.name}
             facts = about | one.facts
             if one.host is not None:
                 facts["host"] = self.population.hosts[one.host].name
+            if one.target is not None:
+                facts["to"] = self.population.hosts[one.target].name
             if one.reason is not None:
                 facts["reason"] = one.reason
             self._folder.event(one.at_ms, one.kind, **facts)
-            if one.vm is not None:
-                fate = self._fates.get(one.vm) or VmFate(one.vm, one.at_ms)
-                self._fates[one.vm] = _fate(fate, one)
+            self._history.add(one)
 
     def _conclude(self, stopped: bool) -> Outcome:
         """Build the report and close the folder."""
         scenario = self.loaded.scenario
-        fates = [self._fates[vm] for vm in sorted(self._fates)]
         about = {
             "name": scenario.name,
             "seed": scenario.seed,
             "digest": self.loaded.digest,
         }
-        report = reports.build(self._seen, about, fates, self.loaded.assumptions)
-        vm_table = reports.vm_table(self._seen, fates)
+        report = reports.build(self._seen, about, self._history, self.loaded.assumptions)
+        vm_table = reports.vm_table(self._seen, self._history.by_vm())
         if stopped:
             report["partial"] = True
             reason = "the run was stopped before its end"
@@ -240,18 +242,3 @@ def _most(before: int, n_epochs: int, took_s: float, n_rows: int) -> int:
 def _facts(spec: Any) -> VmFacts:
     config = spec.config
     return VmFacts(spec.vm, spec.name, config.memory, config.reservation, config.vcpus)
-
-
-def _fate(fate: VmFate, decision: Decision) -> VmFate:
-    """What is known of a VM after one more decision about it."""
-    if decision.kind == planner.POWER_ON and decision.host is not None:
-        hosts = fate.hosts
-        if decision.host not in hosts:
-            hosts = (*hosts, HostId(decision.host))
-        start_ms = decision.at_ms if fate.start_ms is None else fate.start_ms
-        return replace(fate, start_ms=start_ms, stop_ms=None, hosts=hosts)
-    if decision.kind == planner.POWER_OFF:
-        return replace(fate, stop_ms=decision.at_ms)
-    if decision.kind == "refused":
-        return replace(fate, refused=decision.reason)
-    return fate

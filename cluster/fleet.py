@@ -7,30 +7,39 @@ on its hosts and their orders alone, so it does not matter how hosts are spread 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from cluster.messages import (
+    Delay,
     EpochReport,
+    Hold,
     LevelChange,
+    MoveIn,
+    MoveOut,
     Order,
     PowerOff,
     PowerOn,
     Reset,
     SetHost,
     SetVm,
+    SwitchOff,
+    SwitchOn,
 )
 from cluster.population import HostSpec
 from cluster.scenario import Scenario
-from hostsim import invariants, snapshot, spread
+from hostsim import image, invariants, snapshot, spread
 from hostsim.host import Host, epoch_tables, run_epochs
-from hostsim.rows import Tables
+from hostsim.image import VmImage
+from hostsim.rows import Rows, Tables
 from hostsim.spec import VmSpec
-from hostsim.units import HostId
+from hostsim.units import HostId, VmId
 
+Images = Mapping[VmId, VmImage]
+"""VMs between two hosts."""
 Finish = Callable[[], EpochReport]
 """Waits until hosts have run as they were told, and gives their report. Called once."""
 
@@ -101,15 +110,29 @@ class HostSet:
         self._epoch_ms = epoch_ms
         self._check = check
         self._census_epochs = census_epochs
+        self._off: set[HostId] = set()
 
-    def run(self, orders: Sequence[Order], first_epoch: int, n_epochs: int) -> EpochReport:
-        """As Fleet.run, for orders that all go to hosts of this set.
+    def take(self, orders: Sequence[MoveOut]) -> dict[VmId, VmImage]:
+        """VMs leave their hosts. Before `run` of the same orders, in any set."""
+        images = {order.vm: image.export_vm(self._hosts[order.host], order.vm) for order in orders}
+        for order in orders:
+            self._hosts[order.host].power_off(order.vm)
+        return images
+
+    def run(
+        self,
+        orders: Sequence[Order],
+        first_epoch: int,
+        n_epochs: int,
+        images: Images | None = None,
+    ) -> EpochReport:
+        """As Fleet.run, for orders that all go to hosts of this set. images: of those who come.
 
         Raises BrokenInvariantError when checking is on and a truth of the memory manager fails.
         """
         started = time.process_time()
         for order in _together(orders):
-            self._obey(order)
+            self._obey(order, images or {})
         hosts = list(self._hosts.values())
         rows = epoch_tables(hosts, n_epochs)
         n_hosts, n_vms = len(hosts), len(rows[1]) // max(n_epochs, 1)
@@ -128,6 +151,7 @@ class HostSet:
                     spread.add_to(contrasts, host.state)
             done = upto
         changes.sort(key=_in_order)
+        self._blank(rows[0])
         return EpochReport(
             hosts=rows[0].view(np.ndarray),
             vms=rows[1].view(np.ndarray),
@@ -151,7 +175,20 @@ class HostSet:
     def _is_census(self, epoch: int) -> bool:
         return self._census_epochs > 0 and epoch % self._census_epochs == 0
 
-    def _obey(self, order: Order | PowersOn) -> None:
+    def _blank(self, rows: Rows) -> None:
+        """Hosts that are off have time go by, and nothing to report."""
+        off = np.isin(rows["host"], sorted(self._off))
+        for name in rows.dtype.names or ():
+            if name not in ("epoch", "host"):
+                rows[name][off] = 0
+
+    def _switch_off(self, host: Host) -> None:
+        for vm in host.vm_ids():
+            host.power_off(vm)
+        host.hold(0)
+        self._off.add(host.host)
+
+    def _obey(self, order: Order | PowersOn, images: Images) -> None:
         host = self._hosts[order.host]
         match order:
             case PowersOn():
@@ -165,6 +202,18 @@ class HostSet:
                 host.set_vm(order.vm, shares=order.shares, **values)
             case SetHost():
                 host.set_host(idle_tax=order.idle_tax)
+            case MoveOut():
+                pass  # it was taken before
+            case MoveIn():
+                image.import_vm(host, images[order.vm])
+            case Hold():
+                host.hold(order.pages)
+            case Delay():
+                host.delay(order.vm, order.lost_ns)
+            case SwitchOff():
+                self._switch_off(host)
+            case SwitchOn():
+                self._off.remove(host.host)
 
     def _advance(self, hosts: list[Host], n_epochs: int, rows: Tables) -> list[LevelChange]:
         changes = run_epochs(hosts, n_epochs, self._epoch_ms, rows)
@@ -204,7 +253,8 @@ class LocalFleet:
 
     def run(self, orders: Sequence[Order], first_epoch: int, n_epochs: int) -> EpochReport:
         """Start, and finish."""
-        return self._hosts.run(orders, first_epoch, n_epochs)
+        images = self._hosts.take([order for order in orders if isinstance(order, MoveOut)])
+        return self._hosts.run(orders, first_epoch, n_epochs, images)
 
     def digests(self) -> dict[HostId, str]:
         """See Fleet."""

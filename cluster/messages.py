@@ -20,8 +20,12 @@ __all__ = [
     "HOST_ROW",
     "LEVELS",
     "VM_ROW",
+    "Delay",
     "EpochReport",
+    "Hold",
     "LevelChange",
+    "MoveIn",
+    "MoveOut",
     "Order",
     "PowerOff",
     "PowerOn",
@@ -29,6 +33,8 @@ __all__ = [
     "Rows",
     "SetHost",
     "SetVm",
+    "SwitchOff",
+    "SwitchOn",
 ]
 
 
@@ -75,7 +81,67 @@ class SetHost:
     idle_tax: int
 
 
-Order = PowerOn | PowerOff | Reset | SetVm | SetHost
+@dataclass(frozen=True, slots=True)
+class MoveOut:
+    """`vm` leaves `host`, for another one: its image goes there without passing the coordinator."""
+
+    host: HostId
+    vm: VmId
+
+
+@dataclass(frozen=True, slots=True)
+class MoveIn:
+    """`vm` goes on at `host`; its image comes from `source`, which has a MoveOut beside it."""
+
+    host: HostId
+    vm: VmId
+    source: HostId
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Keep frames for VMs on their way to `host`: so many pages in all, from now on."""
+
+    host: HostId
+    pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delay:
+    """`vm` loses time to its migration: stopped while the last pages were sent, or slowed."""
+
+    host: HostId
+    vm: VmId
+    lost_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchOff:
+    """`host` is off from now on; the VMs that it still had are gone."""
+
+    host: HostId
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchOn:
+    """`host` is on again."""
+
+    host: HostId
+
+
+Order = (
+    PowerOn
+    | PowerOff
+    | Reset
+    | SetVm
+    | SetHost
+    | MoveOut
+    | MoveIn
+    | Hold
+    | Delay
+    | SwitchOff
+    | SwitchOn
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cluster.scenario import Placement
-from cluster.state import ClusterState, Ints
+from cluster.state import ON, ClusterState, Ints
 from hostsim.units import HostId, VmId
 
 Bools = Any
@@ -22,7 +22,7 @@ Bools = Any
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What the VMs that are on take of each host, (n_hosts,) each.
+    """What the VMs that are on, or on their way there, take of each host, (n_hosts,) each.
 
     promised: bytes of reservations and overhead. swappable: bytes of swap space. load: bytes of
     what the placement goes by. vcpus: a number.
@@ -63,16 +63,21 @@ def taken(state: ClusterState, placement: Placement) -> Taken:
     """What is taken of each host now."""
     by = {"configured": state.vms.size, "consumed": state.consumed, "active": state.active}
     return Taken(
-        promised=state.per_host(state.reservation + state.vms.overhead),
-        swappable=state.per_host(state.vms.size - state.reservation),
-        load=state.per_host(by[placement.by]),
-        vcpus=state.per_host(state.vms.vcpus),
+        promised=state.promised(state.reservation + state.vms.overhead),
+        swappable=state.promised(state.vms.size - state.reservation),
+        load=state.promised(by[placement.by]),
+        vcpus=state.promised(state.vms.vcpus),
     )
 
 
 def _of_newcomers(state: ClusterState, placement: Placement) -> Ints:
     """(n_vms,) bytes that a VM counts with when it comes."""
     return state.vms.size if placement.by == "configured" else state.vms.footprint
+
+
+def is_open(state: ClusterState, taken: Taken, placement: Placement, vm: VmId) -> Bools:
+    """The host is on, and not about to be emptied."""
+    return np.equal(state.power, ON)
 
 
 def fits_at_all(state: ClusterState, taken: Taken, placement: Placement, vm: VmId) -> Bools:
@@ -114,6 +119,7 @@ def within_cpu_overcommit(
 
 
 FILTERS: dict[str, Filter] = {
+    "no host is on": is_open,
     "larger than any host": fits_at_all,
     "no host has the memory reserved": has_memory_reservation,
     "no host has the swap space": has_swap_space,

@@ -28,6 +28,7 @@ from cluster.aggregate import (
     Aggregator,
     slowdowns,
 )
+from cluster.history import History
 from cluster.messages import CAUSES, LEVELS, Rows
 from cluster.report_shape import SCHEMA
 from cluster.rows import Columns, VmFate
@@ -58,7 +59,7 @@ def _mean(values: Sequence[float]) -> float | None:
 def build(
     run: Aggregator,
     scenario: Mapping[str, Any],
-    fates: Sequence[VmFate],
+    history: History,
     assumptions: Mapping[str, Any],
 ) -> dict[str, Any]:
     """report.json, its digest still null. `scenario` holds name, seed and digest."""
@@ -69,12 +70,12 @@ def build(
         "partial": False,
         "simulated_s": len(run.epochs["hosts"]) * run.epoch_ms / 1e3,
         "hosts": _hosts(run),
-        "vms": _vms(fates),
+        "vms": _vms(history.by_vm()),
         "consolidation": _consolidation(run),
         "memory_gib": {name: _memory(run, name) for name in MEMORY},
         "reclaim_states": _levels(run),
         "cost": _cost(run),
-        "migrations": {"count": 0, "gib": 0.0, "mean_s": None, "failed": 0},
+        "migrations": _migrations(history),
         "failures": {
             "hosts": 0,
             "vms_restarted": 0,
@@ -109,6 +110,18 @@ def _vms(fates: Sequence[VmFate]) -> dict[str, Any]:
         "refused_by": {reason: why[reason] for reason in sorted(why)},
         "waiting": status["waiting"],
         "completed": sum(f.status == "placed" and f.stop_ms is not None for f in fates),
+    }
+
+
+def _migrations(history: History) -> dict[str, Any]:
+    n = history.migrations
+    return {
+        "count": n,
+        "gib": history.sent_bytes / GIB,
+        "mean_s": _mean(history.migrating_s),
+        "rounds_mean": history.rounds / n if n else None,
+        "slowed_s": history.slowed_s,
+        "failed": history.migrations_failed,
     }
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from cluster import scenario_text
 from hostsim.config import DISKS, PROFILES, FrozenModel, HostConfig, IdleTax, VmConfig
 from hostsim.guest_config import ContentMix, ContentTable, GuestImage, TraceGuest, Workload
-from hostsim.units import MIB, Bytes, Milliseconds, Permille
+from hostsim.units import MIB, Bytes, BytesPerSecond, Milliseconds, Permille
 
 HOSTS_MAX = 100_000
 """Hosts of a scenario; beyond lies a slip of the finger."""
@@ -206,6 +206,19 @@ class Placement(FrozenModel):
     """vCPUs per CPU, in the same way."""
 
 
+class Migration(FrozenModel):
+    """How VMs move from host to host while they run."""
+
+    bandwidth: BytesPerSecond = Field(1192 * MIB, gt=0)
+    """Of a host's migration network, divided evenly among the migrations under way: 10 Gbit/s."""
+    concurrent: int = Field(8, ge=1, le=1000)
+    """Migrations that a host has part in at a time; 8 is what vSphere allows at 10 Gbit/s."""
+    downtime: Milliseconds = 500
+    """A guest is stopped once what is left to send takes no longer."""
+    stalled: Literal["slow", "abandon"] = "slow"
+    """A guest that writes faster than the network sends: slow it down, or give up."""
+
+
 class EventValues(FrozenModel):
     """What `set` changes; keys that are not given stay."""
 
@@ -215,6 +228,8 @@ class EventValues(FrozenModel):
     shares: Shares | None = None
     idle_tax: IdleTax | None = None
     """Of a host."""
+    host: Name | None = None
+    """Where `migrate` takes a VM."""
 
 
 class Event(FrozenModel):
@@ -223,17 +238,23 @@ class Event(FrozenModel):
     at: Milliseconds
     target: str = Field(max_length=1000)
     """Name of a VM or a host; of a group with a count, one member (web-3)."""
-    action: Literal["power_on", "power_off", "reset", "set"]
+    action: Literal["power_on", "power_off", "reset", "set", "migrate"]
     """Of a host, only `set`."""
     values: EventValues | None = None
 
     @model_validator(mode="after")
     def _values_belong_to_set(self) -> Event:
-        given = self.values is not None and bool(self.values.model_dump(exclude_none=True))
-        if self.action == "set" and not given:
+        given = {} if self.values is None else self.values.model_dump(exclude_none=True)
+        if self.action == "migrate":
+            if set(given) != {"host"}:
+                raise ValueError("migrate needs values: {host: NAME}, and no others")
+        elif self.action != "set":
+            if self.values is not None:
+                raise ValueError(f"{self.action} takes no values")
+        elif not given:
             raise ValueError("set needs values: reservation, limit, shares, or a host's idle_tax")
-        if self.action != "set" and self.values is not None:
-            raise ValueError(f"{self.action} takes no values")
+        elif "host" in given:
+            raise ValueError("host is a value of migrate, not of set")
         return self
 
 
@@ -260,6 +281,7 @@ class Scenario(FrozenModel):
     vms: tuple[VmGroup, ...] = Field((), max_length=100_000)
     trace: TraceSource | None = None
     placement: Placement = Placement()
+    migration: Migration = Migration()
     events: tuple[Event, ...] = Field((), max_length=100_000)
 
     @field_validator("name")

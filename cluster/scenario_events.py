@@ -15,7 +15,7 @@ from itertools import islice
 import numpy as np
 from pydantic import ValidationError
 
-from cluster.scenario import Event, EventValues, VmGroup
+from cluster.scenario import Event, VmGroup
 from cluster.scenario_checks import Parts
 from cluster.scenario_problems import closest, from_validation, listed
 from cluster.scenario_text import ms_text
@@ -23,7 +23,7 @@ from cluster.yaml_input import Problem, shown
 from hostsim.config import VmConfig
 
 _HOST_KEYS = ("idle_tax",)
-_VM_KEYS = tuple(key for key in EventValues.model_fields if key not in _HOST_KEYS)
+_VM_KEYS = ("reservation", "limit", "shares")
 """Which values are whose."""
 
 
@@ -68,7 +68,10 @@ def check(parts: Parts) -> Iterator[Problem]:
         elif is_host:
             yield from _check_host(parts, at, event)
         elif is_vm:
-            yield from _of_others(parts, at, event, "VM", _VM_KEYS)
+            if event.action == "migrate":
+                yield from _check_target(parts, at, event)
+            else:
+                yield from _of_others(parts, at, event, "VM", _VM_KEYS)
             if event.target not in lives:
                 lives[event.target] = _life(parts, event.target)
             life = lives[event.target]
@@ -79,6 +82,16 @@ def check(parts: Parts) -> Iterator[Problem]:
             why = f"is no VM and no host: {closest(event.target, known)}targets are names of VMs "
             why += "and hosts, such as web, or web-3 of a group with a count"
             yield parts.problem("events", at, "target", why=why)
+
+
+def _check_target(parts: Parts, at: int, event: Event) -> Iterator[Problem]:
+    """A VM migrates to a host that there is."""
+    assert event.values is not None and event.values.host is not None
+    host = event.values.host
+    if host not in parts.host_names and parts.whole("hosts"):
+        known = list(islice(parts.host_names, 10_000))
+        why = f"is no host: {closest(host, known)}known: {listed(known)}"
+        yield parts.problem("events", at, "values", "host", why=why)
 
 
 def _check_host(parts: Parts, at: int, event: Event) -> Iterator[Problem]:
@@ -114,7 +127,7 @@ def _play(parts: Parts, at: int, event: Event, life: _Life) -> Iterator[Problem]
         yield parts.problem("events", at, "action", why=f"{name} is off at {when}")
     elif event.action == "power_off":
         life.switched, life.switched_ms = False, event.at
-    elif event.values is not None:
+    elif event.action == "set" and event.values is not None:
         changes = event.values.model_dump(exclude_none=True, include=set(_VM_KEYS))
         try:
             life.config = VmConfig.model_validate({**life.config.model_dump(), **changes})

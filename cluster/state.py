@@ -14,15 +14,34 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from cluster.messages import EpochReport, Order, PowerOff, PowerOn, Reset, SetHost, SetVm
+from cluster.messages import (
+    Delay,
+    EpochReport,
+    Hold,
+    MoveIn,
+    MoveOut,
+    Order,
+    PowerOff,
+    PowerOn,
+    Reset,
+    SetHost,
+    SetVm,
+    SwitchOff,
+    SwitchOn,
+)
+from cluster.migration import Flight
 from cluster.population import Population
-from hostsim.units import PAGE_SIZE
+from hostsim.units import PAGE_SIZE, HostId, VmId
 
 Ints = npt.NDArray[np.int64]
 
 NOWHERE = -1
+ON, EVACUATING, OFF, FAILED = range(4)
+"""What a host may be: open to VMs; still running those it has; off as planned; off by failure."""
 SETTINGS = ("reservation", "limit", "shares")
 """What `set` changes about a VM: columns of the state, fields of a SetVm and of a VmConfig."""
+MEASURED = ("consumed", "active", "allocated", "writes", "cpu_ms")
+"""What reports say of VMs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +73,36 @@ class VmColumns:
 class ClusterState:
     """The cluster at the start of an epoch. Arrays are not written to, but by `carry_out`.
 
-    host_of      (n_vms,) host id, or NOWHERE
+    power        (n_hosts,) ON, EVACUATING, OFF or FAILED
+    spare        (n_hosts,) pages: free frames, last measured, less those promised since
+    held         (n_hosts,) pages: frames kept for VMs on their way here
+    host_of      (n_vms,) host id, or NOWHERE; of a VM on its way, where it still runs
     reservation  (n_vms,) bytes; this and the next two outlive a power-off
     limit        (n_vms,) bytes
     shares       (n_vms,) a number
     consumed     (n_vms,) bytes, last measured or expected
     active       (n_vms,) bytes, last measured or expected
+    allocated    (n_vms,) pages in memory, last measured
+    writes       (n_vms,) pages written in the last epoch
+    cpu_ms       (n_vms,) CPU time that it would have used in the last epoch
+    flights      VMs on their way, by id
     """
 
     hosts: HostColumns
     vms: VmColumns
+    power: Ints
+    spare: Ints
+    held: Ints
     host_of: Ints
     reservation: Ints
     limit: Ints
     shares: Ints
     consumed: Ints
     active: Ints
+    allocated: Ints
+    writes: Ints
+    cpu_ms: Ints
+    flights: tuple[Flight, ...] = ()
 
     def per_host(self, column: Ints) -> Ints:
         """(n_hosts,) sums of a VM column over the VMs that are on."""
@@ -78,16 +111,29 @@ class ClusterState:
         np.add.at(sums, self.host_of[on], column[on])
         return sums
 
+    def promised(self, column: Ints) -> Ints:
+        """(n_hosts,) the same, with VMs on their way counted where they go, too."""
+        sums = self.per_host(column)
+        for flight in self.flights:
+            sums[flight.target] += column[flight.vm]
+        return sums
+
+    def flight_of(self, vm: VmId) -> Flight | None:
+        """The flight of a VM, if it is on its way."""
+        return next((flight for flight in self.flights if flight.vm == vm), None)
+
 
 def initial(population: Population) -> ClusterState:
     """All hosts on, no VM on."""
     configs = [host.config for host in population.hosts]
     specs = [vm.spec for vm in population.vms]
     footprint = _column([min(s.image.footprint, s.config.memory) for s in specs])
+    reservable = _column([config.memory - config.reserve for config in configs])
+    none = np.zeros(len(specs), np.int64)
     return ClusterState(
         hosts=HostColumns(
             memory=_column([config.memory for config in configs]),
-            reservable=_column([config.memory - config.reserve for config in configs]),
+            reservable=reservable,
             swap_space=_column([config.swap_space_bytes for config in configs]),
             cpus=_column([config.cpus for config in configs]),
         ),
@@ -97,18 +143,24 @@ def initial(population: Population) -> ClusterState:
             vcpus=_column([spec.config.vcpus for spec in specs]),
             footprint=footprint,
         ),
+        power=np.full(len(configs), ON, np.int64),
+        spare=reservable // PAGE_SIZE,
+        held=np.zeros(len(configs), np.int64),
         host_of=np.full(len(specs), NOWHERE, np.int64),
         reservation=_column([spec.config.reservation for spec in specs]),
         limit=_column([spec.config.limit or spec.config.memory for spec in specs]),
         shares=_column([spec.config.share_count for spec in specs]),
         consumed=footprint.copy(),
         active=footprint.copy(),
+        allocated=none,
+        writes=none.copy(),
+        cpu_ms=none.copy(),
     )
 
 
 def copy(state: ClusterState) -> ClusterState:
     """The same state, whose columns may be written to until it is handed on."""
-    columns = ("host_of", "consumed", "active", *SETTINGS)
+    columns = ("power", "spare", "held", "host_of", *MEASURED, *SETTINGS)
     return replace(state, **{name: getattr(state, name).copy() for name in columns})
 
 
@@ -119,6 +171,7 @@ def carry_out(state: ClusterState, order: Order) -> None:
             vm = order.vm.vm
             state.host_of[vm] = order.host
             state.consumed[vm] = state.active[vm] = state.vms.footprint[vm]
+            state.allocated[vm] = state.writes[vm] = state.cpu_ms[vm] = 0
         case PowerOff():
             state.host_of[order.vm] = NOWHERE
         case SetVm():
@@ -126,8 +179,30 @@ def carry_out(state: ClusterState, order: Order) -> None:
                 value = getattr(order, name)
                 if value is not None:
                     getattr(state, name)[order.vm] = value
-        case Reset() | SetHost():
+        case MoveOut():
+            state.host_of[order.vm] = NOWHERE
+        case MoveIn():
+            state.host_of[order.vm] = order.host
+            came_in = min(int(state.held[order.host]), int(state.allocated[order.vm]))
+            state.held[order.host] -= came_in
+            state.spare[order.host] -= state.allocated[order.vm] - came_in
+        case Hold():
+            state.spare[order.host] += state.held[order.host] - order.pages
+            state.held[order.host] = order.pages
+        case SwitchOff():
+            state.power[order.host] = OFF
+            state.held[order.host] = 0
+            state.host_of[state.host_of == order.host] = NOWHERE
+        case SwitchOn():
+            state.power[order.host] = ON
+            state.spare[order.host] = state.hosts.reservable[order.host] // PAGE_SIZE
+        case Reset() | SetHost() | Delay():
             pass
+
+
+def set_power(state: ClusterState, host: HostId, power: int) -> None:
+    """Write to the state what a host is from now on, where hosts are told nothing."""
+    state.power[host] = power
 
 
 def obey(state: ClusterState, orders: Sequence[Order]) -> ClusterState:
@@ -140,13 +215,15 @@ def obey(state: ClusterState, orders: Sequence[Order]) -> ClusterState:
 
 def learn(state: ClusterState, report: EpochReport) -> ClusterState:
     """The state with what the last epoch of a report measured."""
-    if len(report.vms) == 0:
-        return state
-    rows = report.vms[report.vms["epoch"] == report.vms["epoch"][-1]]
-    consumed, active = state.consumed.copy(), state.active.copy()
-    consumed[rows["vm"]] = rows["consumed_pages"] * PAGE_SIZE
-    active[rows["vm"]] = rows["active_pages"] * PAGE_SIZE
-    return replace(state, consumed=consumed, active=active)
+    after = copy(state)
+    hosts = report.hosts[report.hosts["epoch"] == report.hosts["epoch"].max(initial=-1)]
+    after.spare[hosts["host"]] = hosts["spare_pages"]
+    vms = report.vms[report.vms["epoch"] == report.vms["epoch"].max(initial=-1)]
+    after.consumed[vms["vm"]] = vms["consumed_pages"] * PAGE_SIZE
+    after.active[vms["vm"]] = vms["active_pages"] * PAGE_SIZE
+    after.allocated[vms["vm"]] = vms["allocated_pages"]
+    after.writes[vms["vm"]], after.cpu_ms[vms["vm"]] = vms["writes"], vms["cpu_ms"]
+    return after
 
 
 def _column(values: Sequence[int]) -> Ints:

@@ -32,6 +32,7 @@ from hostsim.program import from_workload
 from hostsim.rows import Tables, tables_of
 from hostsim.spec import VmSpec
 from hostsim.state import (
+    MIGRATION,
     RESIDENT,
     SHARED,
     UNTOUCHED,
@@ -179,6 +180,10 @@ class Host:
             raise ValueError(f"host {self.host} has {host.free + host.held} frames, not {n}")
         hold(self.state, n)
         host.rebalance = 1
+
+    def delay(self, vm: VmId, lost_ns: int) -> None:
+        """The VM loses time to its migration, in the steps to come."""
+        self.state.debts[self.row_of(vm), MIGRATION] += lost_ns
 
     # Running
 

@@ -84,8 +84,8 @@ VM_ROW = np.dtype(
         ("epoch", np.int64),
         ("host", np.int64),
         ("vm", np.int64),
-        # During the epoch: powered-on time and time lost, in nanoseconds; touches done; writes among
-        # them, expected where touches are thinned, and pages that came into use.
+        # During the epoch: powered-on time and time lost, in nanoseconds; touches done; how many of
+        # them write, on average, and pages that came into use.
         ("on_ns", np.int64),
         ("lost_ns", np.int64, (len(CAUSES),)),
         ("touches", np.int64),

@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 from scenario_files import changed, write
 
-from cluster import planner
+from cluster import agenda, planner
+from cluster.agenda import Agenda, Due, HostDue
 from cluster.coordinator import Coordinator, Outcome, Progress
+from cluster.decisions import Decision, Plan, Sight
 from cluster.fleet import Finish, Fleet, HostSet, LocalFleet, census_epochs, merge
-from cluster.messages import EpochReport, Order
-from cluster.planner import Agenda, Decision, Due, HostDue, Plan
+from cluster.messages import EpochReport, MoveOut, Order
 from cluster.population import HostSpec, Population, populate
 from cluster.scenario import Scenario
 from cluster.scenario_file import Loaded, load
-from cluster.state import NOWHERE, ClusterState, HostColumns, VmColumns, initial
+from cluster.state import NOWHERE, ON, ClusterState, HostColumns, VmColumns, initial
 from hostsim.invariants import BrokenInvariantError
 from hostsim.units import HostId
 
@@ -132,12 +133,18 @@ def cluster(
             vcpus=column("vcpus", [1] * vms),
             footprint=footprint,
         ),
+        power=column("power", [ON] * hosts),
+        spare=column("spare", [1 << 40] * hosts),
+        held=column("held", [0] * hosts),
         host_of=np.array([NOWHERE] * vms if on is None else on, np.int64),
         reservation=column("reservation", [0] * vms),
         limit=column("limit", size),
         shares=column("shares", [1000] * vms),
         consumed=column("consumed", footprint),
         active=column("active", footprint),
+        allocated=column("allocated", [0] * vms),
+        writes=column("writes", [0] * vms),
+        cpu_ms=column("cpu_ms", [0] * vms),
     )
     assert not columns, f"unknown columns: {columns}"
     return state
@@ -149,7 +156,8 @@ def arrays_of(state: ClusterState) -> list[list[int]]:
     columns = [hosts.memory, hosts.reservable, hosts.swap_space, hosts.cpus]
     columns += [vms.size, vms.overhead, vms.vcpus, vms.footprint]
     columns += [state.host_of, state.reservation, state.limit, state.shares]
-    columns += [state.consumed, state.active]
+    columns += [state.consumed, state.active, state.allocated, state.writes, state.cpu_ms]
+    columns += [state.power, state.spare, state.held]
     return [column.tolist() for column in columns]
 
 
@@ -161,7 +169,7 @@ class Plans:
         self.loaded: Loaded = found
         self.scenario: Scenario = found.scenario
         self.population: Population = populate(found)
-        self.agenda: Agenda = planner.agenda(self.population, self.scenario)
+        self.agenda: Agenda = agenda.agenda(self.population, self.scenario)
         self.now: ClusterState = initial(self.population)
         self.names = [vm.spec.name for vm in self.population.vms]
 
@@ -169,7 +177,7 @@ class Plans:
         return [(one.epoch, self._action(one), self._name(one)) for one in self.agenda.due]
 
     def _action(self, one: Due | HostDue) -> str:
-        return one.action if isinstance(one, Due) else planner.SET
+        return one.action
 
     def _name(self, one: Due | HostDue | Decision) -> str:
         """The VM that it is about, or the host."""
@@ -179,7 +187,7 @@ class Plans:
         return self.names[one.vm]
 
     def plan(self, due: list[Due | HostDue], epoch: int) -> Plan:
-        plan = planner.plan(self.now, due, self.population, self.scenario, epoch)
+        plan = planner.plan(self.now, due, Sight(self.population, self.scenario, epoch))
         self.now = plan.after
         return plan
 
@@ -196,6 +204,22 @@ class Plans:
 def pressed(folder: Path, **values: Any) -> Loaded:
     """PRESSED with top-level keys replaced, loaded."""
     return load(write(folder, PRESSED | values, "pressed.yaml"))
+
+
+MOVES: list[dict[str, Any]] = [
+    {"at": "3 min", "target": "web-1", "action": "migrate", "values": {"host": "esx-2"}},
+    {"at": "3 min", "target": "web-2", "action": "migrate", "values": {"host": "esx-3"}},
+    {"at": "5 min", "target": "web-1", "action": "migrate", "values": {"host": "esx-3"}},
+    {"at": "6 min", "target": "batch-1", "action": "migrate", "values": {"host": "esx-1"}},
+    {"at": "11 min", "target": "web-6", "action": "migrate", "values": {"host": "esx-1"}},
+]
+
+
+def restless(folder: Path, **values: Any) -> Loaded:
+    """PRESSED on hosts with more memory, some of whose VMs are sent from host to host."""
+    events = sorted([*PRESSED["events"], *MOVES], key=lambda one: int(one["at"].split()[0]))
+    hosts = [PRESSED["hosts"][0] | {"memory": "400 MiB"}]
+    return pressed(folder, **({"events": events, "hosts": hosts} | values))
 
 
 def host_set(loaded: Loaded, hosts: Sequence[HostSpec], check: bool = False) -> HostSet:
@@ -222,9 +246,12 @@ class PackedFleet:
     def start(self, orders: Sequence[Order], first_epoch: int, n_epochs: int) -> Finish:
         """See Fleet."""
         reports = []
+        mine = {ids: [one for one in orders if one.host in ids] for ids in self._sets}
+        images = {}
         for ids, hosts in self._sets.items():
-            mine = [order for order in orders if order.host in ids]
-            reports.append(hosts.run(mine, first_epoch, n_epochs))
+            images |= hosts.take([one for one in mine[ids] if isinstance(one, MoveOut)])
+        for ids, hosts in self._sets.items():
+            reports.append(hosts.run(mine[ids], first_epoch, n_epochs, images))
         return lambda: merge(reports)
 
     def run(self, orders: Sequence[Order], first_epoch: int, n_epochs: int) -> EpochReport:

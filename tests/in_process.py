@@ -12,9 +12,11 @@ import yaml
 from cluster_builders import host_set
 from scenario_files import write
 
-from cluster import planner, reports, state
+from cluster import reports
 from cluster.aggregate import Aggregator
+from cluster.coordinator import barriers
 from cluster.fleet import LocalFleet
+from cluster.history import History
 from cluster.population import populate
 from cluster.rows import HostFacts, VmFacts
 from cluster.scenario_file import load
@@ -34,11 +36,7 @@ def report_of(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
     ]
     seen = Aggregator(hosts, vms, epoch_ms=scenario.epoch, sample=scenario.fidelity.sample)
     fleet = LocalFleet(host_set(loaded, population.hosts))
-    now, due = state.initial(population), planner.agenda(population, scenario)
-    for epoch in range(scenario.duration // scenario.epoch):
-        plan = planner.plan(now, due.at(epoch), population, scenario, epoch)
-        report = fleet.run(plan.orders, epoch, 1)
-        now = state.learn(plan.after, report)
-        seen.add(report)
+    for barrier in barriers(population, scenario, fleet):
+        seen.add(barrier.report)
     about = {"name": scenario.name, "seed": scenario.seed, "digest": loaded.digest}
-    return reports.build(seen, about, [], loaded.assumptions)
+    return reports.build(seen, about, History(), loaded.assumptions)

@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from cluster_builders import PRESSED, json_lines, manifest_of, pressed, simulate
+from cluster_builders import PRESSED, json_lines, manifest_of, pressed, restless, simulate
 from scenario_files import write
 from typer.testing import CliRunner
 
@@ -148,7 +148,7 @@ def on_ray(
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
     folder = tmp_path_factory.mktemp("local")
-    return simulate(pressed(folder), folder / "out"), folder / "out"
+    return simulate(restless(folder), folder / "out"), folder / "out"
 
 
 @pytest.mark.parametrize(("hosts_per_actor", "n_actors"), [(1, 3), (2, 2), (3, 1)])
@@ -164,8 +164,8 @@ def test_a_run_in_actors_is_the_run_in_process(
     def watch(now: Progress) -> None:
         seen.update(named("ray::HostActor"))
 
-    outcome = on_ray(actors, pressed(tmp_path), tmp_path / "out", hosts_per_actor, watch)
-    assert outcome == local[0]
+    outcome = on_ray(actors, restless(tmp_path), tmp_path / "out", hosts_per_actor, watch)
+    assert outcome == local[0] and outcome.report["migrations"]["count"] >= 4
     for name in EQUAL:
         assert (tmp_path / "out" / name).read_bytes() == (local[1] / name).read_bytes(), name
     assert len(seen) <= n_actors

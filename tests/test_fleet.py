@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scenario_files import VM
 
-from cluster import planner
+from cluster import agenda
+from cluster.agenda import Due
 from cluster.fleet import HostSet, LocalFleet, census_epochs, merge
 from cluster.messages import (
     HOST_ROW,
@@ -30,7 +31,6 @@ from cluster.messages import (
     SetHost,
     SetVm,
 )
-from cluster.planner import Due
 from cluster.population import Population, populate
 from cluster.scenario import EventValues
 from cluster.scenario_file import Loaded
@@ -276,8 +276,8 @@ AMOUNTS = st.none() | st.sampled_from([MIB, GIB, 2 * GIB, 3 * GIB, 4 * GIB])
 VALUES = st.builds(
     EventValues, reservation=AMOUNTS, limit=AMOUNTS, shares=st.sampled_from([None, 0, 9, "high"])
 )
-ACTIONS = st.sampled_from([planner.POWER_ON, planner.POWER_ON, planner.POWER_OFF, planner.SET])
-ACTS = st.tuples(ACTIONS | st.just(planner.RESET), st.integers(0, 5).map(VmId), VALUES)
+ACTIONS = st.sampled_from([agenda.POWER_ON, agenda.POWER_ON, agenda.POWER_OFF, agenda.SET])
+ACTS = st.tuples(ACTIONS | st.just(agenda.RESET), st.integers(0, 5).map(VmId), VALUES)
 NOT_DONE = {"ignored", "refused", "refused_set"}
 
 

@@ -108,7 +108,7 @@ def test_equal_folders_give_equal_pages(whole: Path) -> None:
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
     run = Synthetic(n_hosts=2, vms_per_host=12, epochs=20, host_name=HOSTILE, vm_name=HOSTILE)
     folder = run.folder(tmp_path)
-    report = reports.build(run.aggregate(), run.scenario(), run.fates, {HOSTILE: HOSTILE})
+    report = reports.build(run.aggregate(), run.scenario(), run.history(), {HOSTILE: HOSTILE})
     folder.abandon(HOSTILE, report, reports.vm_table(run.aggregate(), run.fates))
     (tmp_path / "scenario.yaml").write_text(f"name: '{HOSTILE}'\nquestion: '{HOSTILE}'\n")
     path = html.build(tmp_path)
@@ -252,7 +252,7 @@ def test_damage_is_named(
 def test_no_key_that_readers_need_can_be_missed() -> None:
     """A report of only what `report_shape` asks for can be shown, and no key of it is in vain."""
     full = Synthetic(epochs=30)
-    report = reports.build(full.aggregate(), full.scenario(), full.fates, {"a": 1})
+    report = reports.build(full.aggregate(), full.scenario(), full.history(), {"a": 1})
     assert report_shape.fault(report) is None
 
     def least(value: Any, shape: Any) -> Any:
@@ -275,7 +275,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 def test_summary_says_what_was_asked() -> None:
     run = Synthetic(epochs=60)
-    report = reports.build(run.aggregate(sample=64), run.scenario(), run.fates, {})
+    report = reports.build(run.aggregate(sample=64), run.scenario(), run.history(), {})
     text = "\n".join(summary_lines({**report, "digest": "ab" * 32}))
     assert "4 hosts with 128 GiB" in text
     assert "53 submitted, 48 placed, 5 refused (no host has the memory reserved: 3" in text

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cluster.placement import FILTERS, Choice, load, place, taken
 from cluster.scenario import Placement
-from cluster.state import NOWHERE, ClusterState
+from cluster.state import EVACUATING, FAILED, NOWHERE, OFF, ON, ClusterState
 from cluster.state import copy as copy_of
 from hostsim.units import VmId
 
@@ -71,6 +71,7 @@ def test_ties_go_to_the_lower_host_id(name: str) -> None:
 
 
 REFUSALS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("no host is on", {"power": [EVACUATING, OFF, FAILED]}, {}),
     ("larger than any host", {"size": [50, 80, 20, 101]}, {}),
     ("no host has the memory reserved", {"reservation": [50, 80, 20, 81]}, {}),
     ("no host has the memory reserved", {"overhead": [0, 0, 0, 101]}, {}),
@@ -111,6 +112,7 @@ def test_every_reason_can_be_reached() -> None:
     ("columns", "values"),
     [
         ({"size": [50, 80, 20, 100]}, {}),
+        ({"power": [OFF, EVACUATING, ON]}, {}),
         ({"reservation": [50, 80, 20, 80], "size": [50, 80, 20, 90]}, {}),
         ({"overhead": [0, 0, 90, 10]}, {"overcommit": 0.3}),
         ({"swap_space": [59, 89, 30]}, {}),
@@ -174,6 +176,7 @@ def naive_place(state: ClusterState, placement: Placement, vm: int) -> tuple[int
         cpus = int(state.hosts.cpus[host])
         cpu_limit = None if placement.cpu_overcommit is None else cpus * placement.cpu_overcommit
         passes = [
+            state.power[host] == ON,
             int(state.vms.size[vm]) <= memory,
             promised <= int(state.hosts.reservable[host]),
             swap <= int(state.hosts.swap_space[host]),
@@ -207,6 +210,7 @@ def clusters(draw: st.DrawFn) -> ClusterState:
         memory=memory,
         reservable=[draw(st.integers(0, most)) for most in memory],
         size=size,
+        power=[draw(st.sampled_from((ON, ON, ON, EVACUATING, OFF))) for _ in memory],
         on=column(vms, -1, hosts - 1),
         reservation=reservation,
         swap_space=column(hosts, 0, 30),

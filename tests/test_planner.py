@@ -10,10 +10,10 @@ import pytest
 from cluster_builders import Plans, arrays_of
 from scenario_files import VM
 
-from cluster import planner
+from cluster import agenda
+from cluster.agenda import Due
 from cluster.messages import Order, PowerOn, SetVm
 from cluster.placement import FILTERS
-from cluster.planner import Due
 from cluster.state import NOWHERE
 from hostsim.units import GIB, MIB, HostId, VmId
 
@@ -215,7 +215,7 @@ def test_events_about_a_vm_that_was_refused_are_told_and_ignored(tmp_path: Path)
 def test_a_second_power_on_is_ignored(tmp_path: Path) -> None:
     found = Plans(tmp_path, vms=[group("a")])
     found.all()
-    plan = found.plan([Due(3, 180_000, planner.POWER_ON, VmId(0), planned=False)], 3)
+    plan = found.plan([Due(3, 180_000, agenda.POWER_ON, VmId(0), planned=False)], 3)
     assert plan.orders == ()
     assert plan.decisions[0].kind == "ignored"
     assert plan.decisions[0].reason == "power_on: the VM is on already"

@@ -17,6 +17,7 @@ from synthetic_run import EPOCH_MS, Synthetic
 
 from cluster import reports
 from cluster.aggregate import MEMORY, SLOWDOWN_MAX, Aggregator, slowdowns
+from cluster.history import History
 from cluster.messages import CAUSES, HOST_ROW, VM_ROW, EpochReport
 from cluster.rows import VmFate
 from cluster.sampling_error import relative_errors
@@ -41,7 +42,7 @@ KEYS: dict[str, set[str]] = {
         *("double_paging_pages", "cow_breaks", "guest_paging_pages", "blocked_s"),
         "migration_downtime_s",
     },
-    "migrations": {"count", "gib", "mean_s", "failed"},
+    "migrations": {"count", "gib", "mean_s", "rounds_mean", "slowed_s", "failed"},
     "failures": {"hosts", "vms_restarted", "vms_lost", "downtime_s", "steady_s"},
     "energy": {"kwh"},
     "error": {
@@ -55,7 +56,7 @@ SCALARS = {"schema", "digest", "partial", "simulated_s", "assumptions"}
 
 
 def built(run: Synthetic, *, span: int = 1, sample: int = 1) -> dict[str, Any]:
-    return reports.build(run.aggregate(span, sample), run.scenario(), run.fates, {"a.b": "c"})
+    return reports.build(run.aggregate(span, sample), run.scenario(), run.history(), {"a.b": "c"})
 
 
 def everything(run: Synthetic) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +167,7 @@ def test_batching_does_not_show(seed: int, spans: list[int]) -> None:
         inside = [(r["epoch"] >= first) & (r["epoch"] < first + span) for r in (hosts, vms)]
         batched.add(EpochReport(hosts[inside[0]], vms[inside[1]], (), 1.0))
         first += span
-    found = [reports.build(agg, run.scenario(), run.fates, {}) for agg in (one, batched)]
+    found = [reports.build(agg, run.scenario(), run.history(), {}) for agg in (one, batched)]
     assert reports.canonical(found[0]) == reports.canonical(found[1])
     tables = [reports.vm_table(agg, run.fates) for agg in (one, batched)]
     for name, column in tables[0].items():
@@ -180,13 +181,13 @@ def test_adding_leaves_read_only_reports_as_they_are() -> None:
         report.hosts.flags.writeable = report.vms.flags.writeable = False
         aggregator.add(report)
     assert reports.canonical(
-        reports.build(aggregator, run.scenario(), run.fates, {"a.b": "c"})
+        reports.build(aggregator, run.scenario(), run.history(), {"a.b": "c"})
     ) == reports.canonical(built(run))
 
 
 def test_a_blocked_vm_counts_as_the_stated_maximum() -> None:
     run = one_vm(1000, 1000)
-    cost = reports.build(run, Synthetic().scenario(), [], {})["cost"]
+    cost = reports.build(run, Synthetic().scenario(), History(), {})["cost"]
     assert cost["slowdown"]["max"] == cost["slowdown_epoch"]["p99"] == SLOWDOWN_MAX
     assert slowdowns(np.array([10**16]), np.array([10**16 // 2])).tolist() == [2.0]
 
@@ -197,7 +198,7 @@ def test_life_counts_each_vm_once_and_epochs_each_time() -> None:
     hosts["epoch"] = vms["epoch"] = 1
     vms["on_ns"] = 1000
     run.add(EpochReport(hosts, vms, (), 0.0))
-    cost = reports.build(run, Synthetic().scenario(), [], {})["cost"]
+    cost = reports.build(run, Synthetic().scenario(), History(), {})["cost"]
     assert cost["slowdown"]["mean"] == pytest.approx(2000 / 1500)
     assert cost["slowdown_epoch"]["mean"] == 1.5
     assert cost["slowdown_epoch"]["p50"] == 1.0
@@ -213,7 +214,7 @@ def test_a_run_without_epochs_or_vms_reports_null_and_no_nan() -> None:
     assert summary_lines(report)
     assert answer(report).endswith("None of them ran.")
     empty = Aggregator(run.hosts, [], epoch_ms=EPOCH_MS)
-    assert reports.build(empty, run.scenario(), [], {})["vms"]["submitted"] == 0
+    assert reports.build(empty, run.scenario(), History(), {})["vms"]["submitted"] == 0
     assert len(reports.vm_table(empty, [])["vm"]) == 0
 
 
@@ -258,7 +259,7 @@ def test_sampling_error_is_that_of_the_reports_contrasts() -> None:
     seen = run.aggregate(sample=64)
     for report in run.reports():
         seen.add(replace(report, contrasts=np.arange(99).reshape(3, 33)))
-    stated = reports.build(seen, run.scenario(), [], {})["error"]
+    stated = reports.build(seen, run.scenario(), History(), {})["error"]
     expected = relative_errors(2 * np.arange(99).reshape(3, 33), 64)
     assert stated == {"sample": 64} | {f"{name}_rel_std": one for name, one in expected.items()}
 

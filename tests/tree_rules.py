@@ -45,16 +45,19 @@ LAYERS = [
     "cluster.scenario cluster.scenario_problems cluster.trace_store cluster.rows cluster.summary",
     "cluster.trace_readers cluster.trace_vms cluster.aggregate cluster.tables",
     "cluster.trace_bitbrains cluster.report_shape cluster.sampling_error",
-    "cluster.traces cluster.reports cluster.readback",
+    "cluster.traces cluster.readback",
     "cluster.charts",
     "cluster.assumptions cluster.scenario_checks cluster.html cluster.errors",
     "cluster.scenario_events cluster.scenario_hashes",
     "cluster.scenario_file",
     "cluster.replays",
     "cluster.population",
-    "cluster.state cluster.budget",
-    "cluster.placement",
-    "cluster.planner cluster.fleet",
+    "cluster.migration cluster.budget",
+    "cluster.state",
+    "cluster.placement cluster.decisions cluster.agenda cluster.conservation",
+    "cluster.flights",
+    "cluster.lifecycle cluster.history",
+    "cluster.planner cluster.fleet cluster.reports",
     "cluster.coordinator",
     "cluster.actors cluster.progress",
     "cluster.execute",
@@ -101,7 +104,10 @@ ALLOWED = {
     ("cluster.ray_environment", "secrets"): "the token of a Ray session",
 }
 
-POLICIES = ("hostsim.allocate", "hostsim.reclaim", "cluster.placement", "cluster.planner")
+POLICIES = (
+    *("hostsim.allocate", "hostsim.reclaim", "cluster.placement", "cluster.migration"),
+    *("cluster.flights", "cluster.lifecycle", "cluster.planner"),
+)
 OUT_PARAMETERS = {"hostsim.allocate": ("target",)}
 """Arrays that a policy's caller lends it for the answer; kernels return no arrays."""
 MUTATORS = (

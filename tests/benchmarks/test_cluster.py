@@ -16,7 +16,8 @@ import pytest
 from cluster_builders import host_set
 from measuring import Tables, cpu_s
 
-from cluster import execute, planner, state
+from cluster import agenda, execute, planner, state
+from cluster.decisions import Sight
 from cluster.fleet import LocalFleet
 from cluster.population import populate
 from cluster.scenario_file import Loaded, load
@@ -59,7 +60,7 @@ class Run:
         self._scenario = scenario = loaded.scenario
         self._population = populate(loaded)
         self._fleet = LocalFleet(host_set(loaded, self._population.hosts))
-        self._due = planner.agenda(self._population, scenario)
+        self._due = agenda.agenda(self._population, scenario)
         self._now = state.initial(self._population)
         self._epoch = 0
         self.host_s = 0.0
@@ -70,7 +71,8 @@ class Run:
         end = self._epoch + n_epochs
         while self._epoch < end:
             due, span = self._due.at(self._epoch), min(SPAN, end - self._epoch)
-            plan = planner.plan(self._now, due, self._population, self._scenario, self._epoch)
+            sight = Sight(self._population, self._scenario, self._epoch)
+            plan = planner.plan(self._now, due, sight)
             report = self._fleet.run(plan.orders, self._epoch, span)
             self._now = state.learn(plan.after, report)
             self.host_s += report.busy_s

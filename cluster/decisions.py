@@ -1,0 +1,58 @@
+"""What a plan is made of: orders, the state that they lead to, and why.
+
+A plan is the sum of its parts, each of which sees what those before it did.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.messages import Order
+from cluster.population import Population
+from cluster.scenario import Scenario
+from cluster.state import ClusterState
+from hostsim.units import HostId, VmId
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One line of the run's history: what was decided, about which VM, on which numbers."""
+
+    at_ms: int
+    kind: str
+    vm: VmId | None
+    """None: it is about `host` itself."""
+    host: HostId | None = None
+    target: HostId | None = None
+    """Where a VM migrates to."""
+    reason: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Orders of an epoch, the state that they lead to, and why."""
+
+    orders: tuple[Order, ...]
+    after: ClusterState
+    decisions: tuple[Decision, ...]
+
+    def then(self, later: Plan) -> Plan:
+        """This plan and one that was made on the state after it."""
+        orders, decisions = self.orders + later.orders, self.decisions + later.decisions
+        return Plan(orders, later.after, decisions)
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What every part of a plan may look at beside the state."""
+
+    population: Population
+    scenario: Scenario
+    epoch: int
+
+    @property
+    def at_ms(self) -> int:
+        """The moment at which the plan acts."""
+        return self.epoch * self.scenario.epoch

@@ -1,0 +1,156 @@
+"""PURE: what is due about VMs and hosts -> orders: power on and off, reset, new values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from cluster import flights, placement, state
+from cluster.agenda import MIGRATE, POWER_OFF, POWER_ON, RESET, Due, HostDue
+from cluster.decisions import Decision, Plan, Sight
+from cluster.messages import Order, PowerOff, PowerOn, Reset, SetHost, SetVm
+from cluster.placement import Taken
+from cluster.scenario import EventValues
+from cluster.state import NOWHERE, ClusterState
+from hostsim.spec import VmSpec
+from hostsim.units import MIB, HostId, VmId
+
+
+def plan(now: ClusterState, due: Sequence[Due | HostDue], sight: Sight) -> Plan:
+    """Turn what is due into orders, one after the other, each seeing what the last one did."""
+    orders: list[Order] = []
+    decisions: list[Decision] = []
+    now = state.copy(now)
+    taken: Taken | None = None
+    for one in due:
+        order: Order | None
+        if isinstance(one, HostDue):
+            order, decision = _set_host(one, sight.at_ms)
+        elif one.action == MIGRATE:
+            made = _migrate(now, one, sight)
+            orders += made.orders
+            decisions += made.decisions
+            now, taken = made.after, None
+            continue
+        elif one.planned and one.action == POWER_OFF and now.host_of[one.vm] == NOWHERE:
+            continue  # it was refused, or an event switched it off: nothing is left to decide
+        else:
+            if taken is None and one.action == POWER_ON:
+                taken = placement.taken(now, sight.scenario.placement)
+            order, decision = _decide(now, taken, one, sight)
+        decisions.append(decision)
+        if order is not None:
+            orders.append(order)
+            state.carry_out(now, order)
+            if isinstance(order, PowerOn) and taken is not None:  # many come at one time
+                taken = taken.with_one(now, sight.scenario.placement, order.vm.vm)
+            else:
+                taken = None
+    return Plan(tuple(orders), now, tuple(decisions))
+
+
+def _set_host(due: HostDue, at_ms: int) -> tuple[Order, Decision]:
+    assert due.values is not None and due.values.idle_tax is not None, "checked on loading"
+    facts = {"idle_tax_permille": due.values.idle_tax}
+    told = Decision(at_ms, due.action, None, due.host, facts=facts)
+    return SetHost(due.host, due.values.idle_tax), told
+
+
+def _migrate(now: ClusterState, due: Due, sight: Sight) -> Plan:
+    """A migration that an event asks for."""
+    asked = None if due.values is None else due.values.host
+    found = [host.host for host in sight.population.hosts if host.name == asked]
+    assert found, "checked on loading"
+    reason = flights.why_not(now, sight, due.vm, found[0])
+    if reason is None:
+        return flights.set_out(now, sight, due.vm, found[0], "event")
+    source = HostId(int(now.host_of[due.vm]))
+    host = None if source == NOWHERE else source
+    told = Decision(sight.at_ms, "refused_migrate", due.vm, host, found[0], reason)
+    return Plan((), now, (told,))
+
+
+def _decide(
+    now: ClusterState, taken: Taken | None, due: Due, sight: Sight
+) -> tuple[Order | None, Decision]:
+    host = HostId(int(now.host_of[due.vm]))
+    told = Decision(sight.at_ms, due.action, due.vm, None if host == NOWHERE else host)
+    if due.action == POWER_ON:
+        return _power_on(now, taken, due, sight, told)
+    if host == NOWHERE:
+        return None, replace(told, kind="ignored", reason=f"{due.action}: the VM is not on")
+    if due.action == POWER_OFF:
+        return PowerOff(host, due.vm), replace(told, facts={"planned": due.planned})
+    if due.action == RESET:
+        return Reset(host, due.vm), told
+    return _set(now, due, host, told)
+
+
+def _power_on(
+    now: ClusterState, taken: Taken | None, due: Due, sight: Sight, told: Decision
+) -> tuple[Order | None, Decision]:
+    if told.host is not None:
+        return None, replace(told, kind="ignored", reason="power_on: the VM is on already")
+    policy = sight.scenario.placement
+    choice = placement.place(now, policy, due.vm, taken)
+    facts: dict[str, Any] = {
+        "memory_bytes": int(now.vms.size[due.vm]),
+        "requested_s": due.at_ms / 1000,
+        "hosts_left": {reason: n for reason, n in choice.left.items()},
+    }
+    if choice.host is None:
+        return None, replace(told, kind="refused", reason=choice.reason, facts=facts)
+    load = placement.load(now, policy, due.vm, taken)[choice.host]
+    facts |= {"policy": policy.policy, "by": policy.by}
+    facts |= {"taken_bytes": int(load), "host_bytes": int(now.hosts.memory[choice.host])}
+    order = PowerOn(choice.host, as_set(now, sight.population.vms[due.vm].spec))
+    return order, replace(told, host=choice.host, facts=facts)
+
+
+def as_set(now: ClusterState, vm: VmSpec) -> VmSpec:
+    """The VM with what events have changed about it."""
+    asked = {name: int(getattr(now, name)[vm.vm]) for name in state.SETTINGS}
+    config = vm.config
+    if asked == {
+        "reservation": config.reservation,
+        "limit": config.limit or config.memory,
+        "shares": config.share_count,
+    }:
+        return vm
+    return replace(vm, config=config.model_copy(update=asked))
+
+
+def _set(
+    now: ClusterState, due: Due, host: HostId, told: Decision
+) -> tuple[Order | None, Decision]:
+    values = due.values or EventValues()
+    facts = {
+        f"{name}_bytes" if name != "shares" else name: value
+        for name, value in values.model_dump(exclude_none=True).items()
+    }
+    told = replace(told, facts=facts)
+    refused = _why_not_set(now, due.vm, host, values)
+    if refused is not None:
+        return None, replace(told, kind="refused_set", reason=refused)
+    shares = values.shares
+    if isinstance(shares, str):
+        per_mib = {"low": 5, "normal": 10, "high": 20}[shares]
+        shares = per_mib * (int(now.vms.size[due.vm]) // MIB)
+    return SetVm(host, due.vm, values.reservation, values.limit, shares), told
+
+
+def _why_not_set(now: ClusterState, vm: VmId, host: HostId, values: EventValues) -> str | None:
+    """Admission control for a running VM. Scenarios are sound only if all that they set is done."""
+    limit = int(now.limit[vm]) if values.limit is None else values.limit
+    before = int(now.reservation[vm])
+    reservation = before if values.reservation is None else values.reservation
+    if reservation > limit:
+        return "the reservation would exceed the limit"
+    promised = now.per_host(now.reservation + now.vms.overhead)[host] + reservation - before
+    if promised > now.hosts.reservable[host]:
+        return "the host has not the memory reserved"
+    swappable = now.per_host(now.vms.size - now.reservation)[host] + before - reservation
+    if swappable > now.hosts.swap_space[host]:
+        return "the host has not the swap space"
+    return None
