@@ -165,7 +165,7 @@ def test_a_run_in_actors_is_the_run_in_process(
         seen.update(named("ray::HostActor"))
 
     outcome = on_ray(actors, restless(tmp_path), tmp_path / "out", hosts_per_actor, watch)
-    assert outcome == local[0] and outcome.report["migrations"]["count"] >= 4
+    assert outcome == local[0] and outcome.report["migrations"]["count"] >= 3
     for name in EQUAL:
         assert (tmp_path / "out" / name).read_bytes() == (local[1] / name).read_bytes(), name
     assert len(seen) <= n_actors

@@ -26,7 +26,7 @@ def test_a_run_with_migrations_is_the_same_however_hosts_are_packed(
 ) -> None:
     loaded = restless(tmp_path, migration=network)
     first = simulate(loaded, tmp_path / "one", check=True).report
-    assert first["migrations"]["count"] >= (1 if network else 4)
+    assert first["migrations"]["count"] >= (1 if network else 3)
     for number, packs in enumerate(([[0, 1, 2]], [[0], [1], [2]], [[2, 0], [1]])):
         fleet = lambda loaded, population, packs=packs: packed(loaded, population, packs)  # noqa: E731
         again = simulate(loaded, tmp_path / f"packed-{number}", fleet=fleet).report
@@ -49,8 +49,8 @@ def test_what_is_told_of_a_migration(tmp_path: Path) -> None:
     sent = sum(one["sent_bytes"] for one in ended) / 2**30
     assert report["migrations"]["gib"] == pytest.approx(sent)
     lost = report["cost"]["migration_downtime_s"]
-    stayed = [one["lost_s"] for one in ended if one["vm"] != "batch-1"]  # it left at once
-    assert lost == pytest.approx(sum(stayed), abs=1e-6)
+    felt = [one["lost_s"] for one in ended if one["vm"] != "web-1"]  # it is reset as it lands
+    assert lost == pytest.approx(sum(felt), abs=1e-6) and lost > 0
     assert json.dumps(report)
 
 
