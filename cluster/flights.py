@@ -8,7 +8,7 @@ epoch, and orders act before anything else happens.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from cluster.decisions import Decision, Plan, Sight
 from cluster.messages import Delay, Hold, MoveIn, MoveOut, Order
 from cluster.migration import Flight, Terms, Writing
 from cluster.placement import Taken
-from cluster.scenario import Migration
+from cluster.policies import Migration
 from cluster.state import EVACUATING, NOWHERE, ON, ClusterState
 from hostsim.units import PAGE_SIZE, HostId, VmId
 
@@ -55,14 +55,21 @@ def why_not(
     return None
 
 
-def set_out(now: ClusterState, sight: Sight, vm: VmId, target: HostId, why: str) -> Plan:
-    """`vm` begins to move; the caller saw that nothing is in the way."""
+def set_out(
+    now: ClusterState,
+    sight: Sight,
+    vm: VmId,
+    target: HostId,
+    why: str,
+    numbers: Mapping[str, Any] | None = None,
+) -> Plan:
+    """`vm` begins to move; the caller saw that nothing is in the way. numbers: that decided it."""
     source, pages = HostId(int(now.host_of[vm])), int(now.allocated[vm])
     flight = migration.order(vm, source, target, at_ms=sight.at_ms, memory_pages=pages, why=why)
     order = Hold(target, int(now.held[target]) + pages)
     after = replace(state.obey(now, [order]), flights=_by_vm([*now.flights, flight]))
-    facts = {"why": why, "memory_bytes": pages * PAGE_SIZE}
-    facts["spare_bytes"] = int(now.spare[target]) * PAGE_SIZE
+    facts: dict[str, Any] = {"why": why, "memory_bytes": pages * PAGE_SIZE}
+    facts |= {"spare_bytes": int(now.spare[target]) * PAGE_SIZE, **(numbers or {})}
     told = Decision(sight.at_ms, MIGRATE, vm, source, target, facts=facts)
     return Plan((order,), after, (told,))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.scenario import Placement
+from cluster.policies import Placement
 from cluster.state import ON, ClusterState, Ints
 from hostsim.units import HostId, VmId
 
@@ -118,8 +118,16 @@ def within_cpu_overcommit(
     return np.less_equal(vcpus, state.hosts.cpus * placement.cpu_overcommit)
 
 
+def keeps_rules(state: ClusterState, taken: Taken, placement: Placement, vm: VmId) -> Bools:
+    """No rule is broken there, with the other VMs where they are or go."""
+    if vm not in state.rules.of_vm:
+        return np.True_
+    return state.rules.allowed(state.whereabouts(), vm, len(state.power))
+
+
 FILTERS: dict[str, Filter] = {
     "no host is on": is_open,
+    "no host keeps the rules": keeps_rules,
     "larger than any host": fits_at_all,
     "no host has the memory reserved": has_memory_reservation,
     "no host has the swap space": has_swap_space,

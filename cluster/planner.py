@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cluster import flights, lifecycle
+from cluster import balancing, flights, lifecycle
 from cluster.agenda import Agenda, Due, HostDue
 from cluster.decisions import Plan, Sight
 from cluster.state import ClusterState
@@ -20,6 +20,7 @@ def plan(now: ClusterState, due: Sequence[Due | HostDue], sight: Sight) -> Plan:
     made = made.then(flights.come_on(made.after, sight))
     made = made.then(flights.land(made.after, sight))
     made = made.then(lifecycle.plan(made.after, due, sight))
+    made = made.then(balancing.plan(made.after, sight))
     return made.then(flights.hold(made.after, sight))
 
 
@@ -27,4 +28,4 @@ def next_due(after: ClusterState, agenda: Agenda, sight: Sight, last: int) -> in
     """The next epoch in which anything may have to be decided, `last` at most."""
     if after.flights:
         return min(sight.epoch + 1, last)
-    return agenda.next_after(sight.epoch, last)
+    return min(agenda.next_after(sight.epoch, last), balancing.next_after(sight))

@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from cluster import rules
 from cluster.replays import all_replays
-from cluster.scenario import HostGroup, VmGroup, member_names
+from cluster.scenario import HostGroup, Scenario, VmGroup, member_names
 from cluster.scenario_file import Loaded
 from cluster.trace_vms import below, programs
 from hostsim.config import HostConfig, VmConfig
@@ -53,6 +54,7 @@ class Population:
 
     hosts: tuple[HostSpec, ...]
     vms: tuple[PlannedVm, ...]
+    rules: rules.Rules = field(default_factory=rules.Rules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,28 @@ def populate(loaded: Loaded) -> Population:
             replay=plan.replay,
         )
         vms.append(PlannedVm(spec, plan.start_ms, plan.stop_ms))
-    return Population(_hosts(loaded.scenario.hosts), tuple(vms))
+    hosts = _hosts(loaded.scenario.hosts)
+    return Population(hosts, tuple(vms), _rules(loaded.scenario, hosts, vms))
+
+
+def _rules(scenario: Scenario, hosts: tuple[HostSpec, ...], vms: list[PlannedVm]) -> rules.Rules:
+    """The scenario's rules by id; a group's name stands for all of its members."""
+    of_vm = {vm.spec.name: [vm.spec.vm] for vm in vms}
+    of_host = {host.name: [host.host] for host in hosts}
+    for group in scenario.vms:
+        of_vm[group.name] = [of_vm[name][0] for name in member_names(group)]
+    for host_group in scenario.hosts:
+        of_host[host_group.name] = [of_host[name][0] for name in member_names(host_group)]
+    return rules.of(
+        tuple(
+            rules.Rule(
+                rule.kind,
+                tuple(sorted({vm for name in rule.vms for vm in of_vm[name]})),
+                tuple(sorted({host for name in rule.hosts for host in of_host[name]})),
+            )
+            for rule in scenario.rules
+        )
+    )
 
 
 def by_number(name: str) -> tuple[tuple[str, ...], tuple[int, ...], str]:

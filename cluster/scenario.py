@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from cluster import scenario_text
+from cluster.policies import Balancing, Migration, Placement, Rule
 from hostsim.config import DISKS, PROFILES, FrozenModel, HostConfig, IdleTax, VmConfig
 from hostsim.guest_config import ContentMix, ContentTable, GuestImage, TraceGuest, Workload
-from hostsim.units import MIB, Bytes, BytesPerSecond, Milliseconds, Permille
+from hostsim.units import MIB, Bytes, Milliseconds, Permille
 
 HOSTS_MAX = 100_000
 """Hosts of a scenario; beyond lies a slip of the finger."""
@@ -29,7 +30,6 @@ SLOTS_MIN = 256
 Name = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 """Names appear in file names, logs and tables: letters, digits, dot, underscore, hyphen."""
 Weight = Annotated[int, Field(ge=0, le=1_000_000)]
-Ratio = Annotated[float, Field(ge=0.1, le=1000)]
 Shares = Annotated[int, Field(ge=0, le=1 << 40)] | Literal["low", "normal", "high"]
 
 
@@ -193,32 +193,6 @@ class TraceSource(FrozenModel):
         return self
 
 
-class Placement(FrozenModel):
-    """Which host a VM is powered on at."""
-
-    policy: Literal["first-fit", "best-fit", "worst-fit"] = "worst-fit"
-    """The first host with room in name order, the fullest with room, or the emptiest."""
-    by: Literal["configured", "consumed", "active"] = "configured"
-    """What counts as taken: sizes of VMs, frames they occupy, or memory they use actively."""
-    overcommit: Ratio | None = 1.5
-    """A host has room while what is taken stays below this many times its memory; null: always."""
-    cpu_overcommit: Ratio | None = None
-    """vCPUs per CPU, in the same way."""
-
-
-class Migration(FrozenModel):
-    """How VMs move from host to host while they run."""
-
-    bandwidth: BytesPerSecond = Field(1192 * MIB, gt=0)
-    """Of a host's migration network, divided evenly among the migrations under way: 10 Gbit/s."""
-    concurrent: int = Field(8, ge=1, le=1000)
-    """Migrations that a host has part in at a time; 8 is what vSphere allows at 10 Gbit/s."""
-    downtime: Milliseconds = 500
-    """A guest is stopped once what is left to send takes no longer."""
-    stalled: Literal["slow", "abandon"] = "slow"
-    """A guest that writes faster than the network sends: slow it down, or give up."""
-
-
 class EventValues(FrozenModel):
     """What `set` changes; keys that are not given stay."""
 
@@ -282,6 +256,8 @@ class Scenario(FrozenModel):
     trace: TraceSource | None = None
     placement: Placement = Placement()
     migration: Migration = Migration()
+    balancing: Balancing = Balancing()
+    rules: tuple[Rule, ...] = Field((), max_length=10_000)
     events: tuple[Event, ...] = Field((), max_length=100_000)
 
     @field_validator("name")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -181,6 +182,22 @@ def applications(parts: Parts) -> Iterator[Problem]:
         ):
             why = f"is of no use: image {group.image} has no pages of class application"
             yield parts.problem("vms", at, "application", why=why)
+
+
+def rules(parts: Parts) -> Iterator[Problem]:
+    """Rules name VMs and hosts that there are, as members or as groups."""
+    groups = {key: parts.written_names(key) for key in ("vms", "hosts")}
+    kinds = (("vms", "VM", parts.vm_names), ("hosts", "host", parts.host_names))
+    for at, rule in parts.items("rules"):
+        for key, what, names in kinds:
+            if not parts.whole("vms", "hosts", "trace"):
+                continue
+            for place, name in enumerate(getattr(rule, key)):
+                if name not in names and name not in groups[key]:
+                    known = [*groups[key], *islice(names, 10_000)]
+                    why = f"is no {what} and no group of {what}s: {closest(name, known)}"
+                    why += f"known: {listed(groups[key])}"
+                    yield parts.problem("rules", at, key, place, why=why)
 
 
 def arrivals(parts: Parts) -> Iterator[Problem]:

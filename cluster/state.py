@@ -9,7 +9,7 @@ report's, and for a VM not measured yet its boot footprint.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from cluster.messages import (
 )
 from cluster.migration import Flight
 from cluster.population import Population
+from cluster.rules import Rules
 from hostsim.units import PAGE_SIZE, HostId, VmId
 
 Ints = npt.NDArray[np.int64]
@@ -86,6 +87,7 @@ class ClusterState:
     writes       (n_vms,) pages written in the last epoch
     cpu_ms       (n_vms,) CPU time that it would have used in the last epoch
     flights      VMs on their way, by id
+    rules        which VMs may be where: they never change
     """
 
     hosts: HostColumns
@@ -103,6 +105,7 @@ class ClusterState:
     writes: Ints
     cpu_ms: Ints
     flights: tuple[Flight, ...] = ()
+    rules: Rules = field(default_factory=Rules)
 
     def per_host(self, column: Ints) -> Ints:
         """(n_hosts,) sums of a VM column over the VMs that are on."""
@@ -117,6 +120,13 @@ class ClusterState:
         for flight in self.flights:
             sums[flight.target] += column[flight.vm]
         return sums
+
+    def whereabouts(self) -> Ints:
+        """(n_vms,) host of each VM, of one on its way where it goes; NOWHERE where it has none."""
+        where = self.host_of.copy()
+        for flight in self.flights:
+            where[flight.vm] = flight.target
+        return where
 
     def flight_of(self, vm: VmId) -> Flight | None:
         """The flight of a VM, if it is on its way."""
@@ -155,6 +165,7 @@ def initial(population: Population) -> ClusterState:
         allocated=none,
         writes=none.copy(),
         cpu_ms=none.copy(),
+        rules=population.rules,
     )
 
 

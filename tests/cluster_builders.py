@@ -21,6 +21,7 @@ from cluster.decisions import Decision, Plan, Sight
 from cluster.fleet import Finish, Fleet, HostSet, LocalFleet, census_epochs, merge
 from cluster.messages import EpochReport, MoveOut, Order
 from cluster.population import HostSpec, Population, populate
+from cluster.rules import Rules
 from cluster.scenario import Scenario
 from cluster.scenario_file import Loaded, load
 from cluster.state import NOWHERE, ON, ClusterState, HostColumns, VmColumns, initial
@@ -107,7 +108,12 @@ PRESSED: dict[str, Any] = {
 
 
 def cluster(
-    *, memory: Sequence[int], size: Sequence[int], on: Sequence[int] | None = None, **columns: Any
+    *,
+    memory: Sequence[int],
+    size: Sequence[int],
+    on: Sequence[int] | None = None,
+    rules: Rules | None = None,
+    **columns: Any,
 ) -> ClusterState:
     """A state from columns; what is not given is ample room and zero needs.
 
@@ -145,6 +151,7 @@ def cluster(
         allocated=column("allocated", [0] * vms),
         writes=column("writes", [0] * vms),
         cpu_ms=column("cpu_ms", [0] * vms),
+        rules=Rules() if rules is None else rules,
     )
     assert not columns, f"unknown columns: {columns}"
     return state

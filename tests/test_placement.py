@@ -11,8 +11,9 @@ from cluster_builders import arrays_of, cluster
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster import rules
 from cluster.placement import FILTERS, Choice, load, place, taken
-from cluster.scenario import Placement
+from cluster.policies import Placement
 from cluster.state import EVACUATING, FAILED, NOWHERE, OFF, ON, ClusterState
 from cluster.state import copy as copy_of
 from hostsim.units import VmId
@@ -70,8 +71,10 @@ def test_ties_go_to_the_lower_host_id(name: str) -> None:
     assert place(state, fits, NEWCOMER).host == 1
 
 
+NEVER_TOGETHER = rules.of((rules.Rule(rules.APART, (VmId(0), VmId(1), VmId(2), VmId(3))),))
 REFUSALS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("no host is on", {"power": [EVACUATING, OFF, FAILED]}, {}),
+    ("no host keeps the rules", {"rules": NEVER_TOGETHER}, {}),
     ("larger than any host", {"size": [50, 80, 20, 101]}, {}),
     ("no host has the memory reserved", {"reservation": [50, 80, 20, 81]}, {}),
     ("no host has the memory reserved", {"overhead": [0, 0, 0, 101]}, {}),
@@ -177,6 +180,7 @@ def naive_place(state: ClusterState, placement: Placement, vm: int) -> tuple[int
         cpu_limit = None if placement.cpu_overcommit is None else cpus * placement.cpu_overcommit
         passes = [
             state.power[host] == ON,
+            True,  # no rules: they have tests of their own
             int(state.vms.size[vm]) <= memory,
             promised <= int(state.hosts.reservable[host]),
             swap <= int(state.hosts.swap_space[host]),

@@ -42,6 +42,7 @@ LAYERS = [
     "cluster.yaml_input cluster.scenario_text cluster.scenario_paths cluster.page_hashes"
     " cluster.hash_counts cluster.trace cluster.messages"
     " cluster.ray_environment",
+    "cluster.policies",
     "cluster.scenario cluster.scenario_problems cluster.trace_store cluster.rows cluster.summary",
     "cluster.trace_readers cluster.trace_vms cluster.aggregate cluster.tables",
     "cluster.trace_bitbrains cluster.report_shape cluster.sampling_error",
@@ -51,12 +52,13 @@ LAYERS = [
     "cluster.scenario_events cluster.scenario_hashes",
     "cluster.scenario_file",
     "cluster.replays",
+    "cluster.rules",
     "cluster.population",
     "cluster.migration cluster.budget",
     "cluster.state",
     "cluster.placement cluster.decisions cluster.agenda cluster.conservation",
-    "cluster.flights",
-    "cluster.lifecycle cluster.history",
+    "cluster.demand cluster.flights",
+    "cluster.lifecycle cluster.history cluster.balancing",
     "cluster.planner cluster.fleet cluster.reports",
     "cluster.coordinator",
     "cluster.actors cluster.progress",
@@ -106,7 +108,8 @@ ALLOWED = {
 
 POLICIES = (
     *("hostsim.allocate", "hostsim.reclaim", "cluster.placement", "cluster.migration"),
-    *("cluster.flights", "cluster.lifecycle", "cluster.planner"),
+    *("cluster.flights", "cluster.lifecycle", "cluster.planner", "cluster.balancing"),
+    *("cluster.demand", "cluster.rules"),
 )
 OUT_PARAMETERS = {"hostsim.allocate": ("target",)}
 """Arrays that a policy's caller lends it for the answer; kernels return no arrays."""
