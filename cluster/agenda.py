@@ -86,7 +86,9 @@ def agenda(population: Population, scenario: Scenario) -> Agenda:
         if event.target in vms:
             due.append(_of_event(event, vms[event.target], stops, scenario.epoch))
         else:
-            due.append(_of_host_event(event, hosts[event.target], scenario.epoch))
+            due += _of_host_event(event, hosts[event.target], scenario.epoch)
+    for fault in population.outages:
+        due += _outage(fault.host, fault.at_ms, fault.repair_ms, scenario.epoch)
     due.sort(key=_place)
     due = _departures_first([one for one in due if one.epoch < last])
     return Agenda(tuple(due), np.array([one.epoch for one in due], np.int64))
@@ -99,8 +101,27 @@ def _of_event(event: Event, vm: VmId, stops: Mapping[VmId, Due], epoch_ms: int) 
     return Due(epoch, event.at, event.action, vm, event.values, planned=False)
 
 
-def _of_host_event(event: Event, host: HostId, epoch_ms: int) -> HostDue:
-    return HostDue(-(-event.at // epoch_ms), event.at, event.action, host, event.values)
+def _of_host_event(event: Event, host: HostId, epoch_ms: int) -> list[HostDue]:
+    epoch = -(-event.at // epoch_ms)
+    if event.action == FAIL:
+        repair_ms = None if event.values is None else event.values.repair
+        return _outage(host, event.at, repair_ms, epoch_ms)
+    found = [HostDue(epoch, event.at, event.action, host, event.values)]
+    if event.values is not None and event.values.repair is not None:
+        found += _again(host, event.at, event.values.repair, epoch_ms)
+    return found
+
+
+def _outage(host: HostId, at_ms: int, repair_ms: int | None, epoch_ms: int) -> list[HostDue]:
+    """A host fails, and is repaired unless that never happens."""
+    found = [HostDue(-(-at_ms // epoch_ms), at_ms, FAIL, host)]
+    return found if repair_ms is None else found + _again(host, at_ms, repair_ms, epoch_ms)
+
+
+def _again(host: HostId, at_ms: int, after_ms: int, epoch_ms: int) -> list[HostDue]:
+    """A host is on again: an epoch later at least than it went."""
+    epoch = max(-(-(at_ms + after_ms) // epoch_ms), -(-at_ms // epoch_ms) + 1)
+    return [HostDue(epoch, at_ms + after_ms, POWER_ON, host)]
 
 
 def _place(due: Due | HostDue) -> tuple[int, ...]:

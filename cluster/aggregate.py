@@ -38,7 +38,7 @@ EVENTS = (
 HELD = ("allocated", "active", "ballooned", "swapped")
 """Memory of a VM whose sum and maximum over epochs are kept."""
 PER_EPOCH = (
-    *("hosts", "vms", "memory_pages", "cpu_demand_permille"),
+    *("hosts", "vms", "memory_pages", "cpu_demand_permille", "power_mw", "high_ms"),
     *(f"{name}_pages" for name in MEMORY),
 )
 """Columns of EPOCH_ROW that are kept for every epoch."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cluster.messages import EpochReport, MoveIn, MoveOut, Order
-from cluster.state import FAILED, NOWHERE, OFF, ClusterState
+from cluster.state import NOWHERE, RUNS, ClusterState
 from hostsim.invariants import BrokenInvariantError
 
 
@@ -26,8 +26,8 @@ def check(after: ClusterState, orders: Sequence[Order], report: EpochReport) -> 
     _require(f"host{where}", seen[at[:1]].tolist(), after.host_of[at[:1]].tolist())
     hosts = report.hosts[report.hosts["epoch"] == report.hosts["epoch"].max(initial=-1)]
     ids = hosts["host"]
-    off = np.isin(after.power[ids], (OFF, FAILED))
-    _require("hosts that are on", hosts["on"].tolist(), (~off).astype(np.int64).tolist())
+    runs = after.power[ids] <= RUNS
+    _require("hosts that are on", hosts["on"].tolist(), runs.astype(np.int64).tolist())
     _require("frames held", hosts["held_pages"].tolist(), after.held[ids].tolist())
     left = sorted((one.vm, one.host) for one in orders if isinstance(one, MoveOut))
     came = sorted((one.vm, one.source) for one in orders if isinstance(one, MoveIn))

@@ -120,7 +120,10 @@ class Coordinator:
         self._started = self._looping_since = time.perf_counter()
         self._busy_s = self._looping_s = 0.0
         hosts = [
-            HostFacts(one.host, one.name, one.config.memory, one.config.cpus)
+            HostFacts(
+                *(one.host, one.name, one.config.memory, one.config.cpus),
+                *(one.watts.idle, one.watts.peak),
+            )
             for one in self.population.hosts
         ]
         vms = [_facts(vm.spec) for vm in self.population.vms]

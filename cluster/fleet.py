@@ -179,7 +179,7 @@ class HostSet:
         """Hosts that are off have time go by, and nothing to report."""
         off = np.isin(rows["host"], sorted(self._off))
         for name in rows.dtype.names or ():
-            if name not in ("epoch", "host"):
+            if name not in ("epoch", "host", "spare_pages"):
                 rows[name][off] = 0
 
     def _switch_off(self, host: Host) -> None:

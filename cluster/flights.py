@@ -20,7 +20,7 @@ from cluster.messages import Delay, Hold, MoveIn, MoveOut, Order
 from cluster.migration import Flight, Terms, Writing
 from cluster.placement import Taken
 from cluster.policies import Migration
-from cluster.state import EVACUATING, NOWHERE, ON, ClusterState
+from cluster.state import NOWHERE, ON, ClusterState
 from hostsim.units import PAGE_SIZE, HostId, VmId
 
 MIGRATE, MIGRATED, FAILED = "migrate", "migrated", "migration_failed"
@@ -72,6 +72,11 @@ def set_out(
     facts |= {"spare_bytes": int(now.spare[target]) * PAGE_SIZE, **(numbers or {})}
     told = Decision(sight.at_ms, MIGRATE, vm, source, target, facts=facts)
     return Plan((order,), after, (told,))
+
+
+def is_busy(now: ClusterState, sight: Sight, host: HostId) -> bool:
+    """Whether a host has part in as many migrations as it may."""
+    return _busy(now)[host] >= sight.scenario.migration.concurrent
 
 
 def come_on(now: ClusterState, sight: Sight) -> Plan:
@@ -188,8 +193,6 @@ def _why_over(now: ClusterState, flight: Flight) -> str | None:
     """Why a flight cannot go on, or None."""
     if now.host_of[flight.vm] != flight.source:
         return "the VM left its host"
-    if now.power[flight.source] not in (ON, EVACUATING):
-        return "the source is off"
     if now.power[flight.target] != ON:
         return "the target is not open to VMs any more"
     return None

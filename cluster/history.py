@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from cluster import agenda, flights
+from cluster import agenda, flights, hosts
 from cluster.decisions import Decision
+from cluster.restarts import RESTART
 from cluster.rows import VmFate
 from hostsim.units import HostId, VmId
 
@@ -26,12 +27,20 @@ class History:
     migrating_s: list[float] = field(default_factory=list)
     rounds: int = 0
     slowed_s: float = 0.0
+    failures: list[int] = field(default_factory=list)
+    """When hosts failed, in ms."""
+    restarts: list[tuple[int, int]] = field(default_factory=list)
+    """When the host of each VM that was restarted failed, and when the VM was."""
 
     def add(self, decision: Decision) -> None:
         """Take one more decision."""
         if decision.vm is not None:
             fate = self.fates.get(decision.vm) or VmFate(decision.vm, decision.at_ms)
+            if decision.kind == RESTART and fate.failed_ms is not None:
+                self.restarts.append((fate.failed_ms, decision.at_ms))
             self.fates[decision.vm] = _fate(fate, decision)
+        if decision.kind == hosts.HOST_FAILED:
+            self.failures.append(decision.at_ms)
         if decision.kind == flights.FAILED:
             self.migrations_failed += 1
         if decision.kind == flights.MIGRATED:
@@ -48,9 +57,12 @@ class History:
 
 def _fate(fate: VmFate, decision: Decision) -> VmFate:
     """What is known of a VM after one more decision about it."""
-    if decision.kind == agenda.POWER_ON and decision.host is not None:
+    if decision.kind in (agenda.POWER_ON, RESTART) and decision.host is not None:
         start_ms = decision.at_ms if fate.start_ms is None else fate.start_ms
-        return _seen_on(replace(fate, start_ms=start_ms, stop_ms=None), decision.host)
+        begun = replace(fate, start_ms=start_ms, stop_ms=None, failed_ms=None)
+        return _seen_on(begun, decision.host)
+    if decision.kind == hosts.VM_FAILED:
+        return replace(fate, failed_ms=decision.at_ms)
     if decision.kind == flights.MIGRATED and decision.target is not None:
         return _seen_on(fate, decision.target)
     if decision.kind == agenda.POWER_OFF:

@@ -6,15 +6,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from cluster import flights, placement, state
+import numpy as np
+
+from cluster import flights, hosts, placement, state
 from cluster.agenda import MIGRATE, POWER_OFF, POWER_ON, RESET, Due, HostDue
 from cluster.decisions import Decision, Plan, Sight
-from cluster.messages import Order, PowerOff, PowerOn, Reset, SetHost, SetVm
+from cluster.messages import Order, PowerOff, PowerOn, Reset, SetVm
 from cluster.placement import Taken
+from cluster.policies import Placement
 from cluster.scenario import EventValues
-from cluster.state import NOWHERE, ClusterState
+from cluster.state import BOOTING, NOWHERE, ON, STANDBY, ClusterState, Waiting
 from hostsim.spec import VmSpec
 from hostsim.units import MIB, HostId, VmId
+
+WAITS = "waits"
+"""Kind of the decision about a VM that no host takes yet."""
 
 
 def plan(now: ClusterState, due: Sequence[Due | HostDue], sight: Sight) -> Plan:
@@ -25,21 +31,21 @@ def plan(now: ClusterState, due: Sequence[Due | HostDue], sight: Sight) -> Plan:
     taken: Taken | None = None
     for one in due:
         order: Order | None
-        if isinstance(one, HostDue):
-            order, decision = _set_host(one, sight.at_ms)
-        elif one.action == MIGRATE:
-            made = _migrate(now, one, sight)
+        if isinstance(one, HostDue) or one.action == MIGRATE or _waits(now, one):
+            made = _of_many(now, one, sight)
             orders += made.orders
             decisions += made.decisions
             now, taken = made.after, None
             continue
-        elif one.planned and one.action == POWER_OFF and now.host_of[one.vm] == NOWHERE:
+        if one.planned and one.action == POWER_OFF and now.host_of[one.vm] == NOWHERE:
             continue  # it was refused, or an event switched it off: nothing is left to decide
-        else:
-            if taken is None and one.action == POWER_ON:
-                taken = placement.taken(now, sight.scenario.placement)
-            order, decision = _decide(now, taken, one, sight)
+        if taken is None and one.action == POWER_ON:
+            taken = placement.taken(now, sight.scenario.placement)
+        order, decision = _decide(now, taken, one, sight)
         decisions.append(decision)
+        if decision.kind == WAITS:
+            waiting = Waiting(one.vm, sight.at_ms, sight.at_ms, restart=False)
+            now = replace(now, queue=(*now.queue, waiting))
         if order is not None:
             orders.append(order)
             state.carry_out(now, order)
@@ -50,11 +56,23 @@ def plan(now: ClusterState, due: Sequence[Due | HostDue], sight: Sight) -> Plan:
     return Plan(tuple(orders), now, tuple(decisions))
 
 
-def _set_host(due: HostDue, at_ms: int) -> tuple[Order, Decision]:
-    assert due.values is not None and due.values.idle_tax is not None, "checked on loading"
-    facts = {"idle_tax_permille": due.values.idle_tax}
-    told = Decision(at_ms, due.action, None, due.host, facts=facts)
-    return SetHost(due.host, due.values.idle_tax), told
+def _waits(now: ClusterState, due: Due) -> bool:
+    """Whether a VM that is to leave, or to come, waits for a host."""
+    waits = any(one.vm == due.vm for one in now.queue)
+    return waits and due.action in (POWER_OFF, POWER_ON)
+
+
+def _of_many(now: ClusterState, due: Due | HostDue, sight: Sight) -> Plan:
+    """What changes more than one VM's place."""
+    if isinstance(due, HostDue):
+        return hosts.plan(now, due, sight)
+    if due.action == MIGRATE:
+        return _migrate(now, due, sight)
+    told = Decision(sight.at_ms, due.action, due.vm, facts={"planned": due.planned})
+    if due.action == POWER_ON:
+        return Plan((), now, (replace(told, kind="ignored", reason="power_on: the VM waits"),))
+    left = tuple(one for one in now.queue if one.vm != due.vm)
+    return Plan((), replace(now, queue=left), (told,))
 
 
 def _migrate(now: ClusterState, due: Due, sight: Sight) -> Plan:
@@ -100,12 +118,20 @@ def _power_on(
         "hosts_left": {reason: n for reason, n in choice.left.items()},
     }
     if choice.host is None:
-        return None, replace(told, kind="refused", reason=choice.reason, facts=facts)
+        kind = WAITS if _could_wake(now, due, policy) else "refused"
+        return None, replace(told, kind=kind, reason=choice.reason, facts=facts)
     load = placement.load(now, policy, due.vm, taken)[choice.host]
     facts |= {"policy": policy.policy, "by": policy.by}
     facts |= {"taken_bytes": int(load), "host_bytes": int(now.hosts.memory[choice.host])}
     order = PowerOn(choice.host, as_set(now, sight.population.vms[due.vm].spec))
     return order, replace(told, host=choice.host, facts=facts)
+
+
+def _could_wake(now: ClusterState, due: Due, policy: Placement) -> bool:
+    """Whether a host on standby, or one that boots, would take the VM."""
+    asleep = np.isin(now.power, (STANDBY, BOOTING))
+    awake = replace(now, power=np.where(asleep, ON, now.power))
+    return bool(asleep.any()) and placement.place(awake, policy, due.vm).host is not None
 
 
 def as_set(now: ClusterState, vm: VmSpec) -> VmSpec:

@@ -99,6 +99,28 @@ def has_swap_space(state: ClusterState, taken: Taken, placement: Placement, vm: 
     return np.less_equal(taken.swappable + needed, state.hosts.swap_space)
 
 
+def reservable_after_failures(
+    state: ClusterState, tolerate: int, without: HostId | None = None
+) -> int:
+    """Bytes that open hosts can be promised once the `tolerate` largest of them have failed."""
+    is_left = state.power == ON
+    if without is not None:
+        is_left = is_left & (np.arange(len(state.power)) != without)
+    room = np.sort(state.hosts.reservable[is_left])
+    return int(room[: max(len(room) - tolerate, 0)].sum())
+
+
+def keeps_failover_capacity(
+    state: ClusterState, taken: Taken, placement: Placement, vm: VmId
+) -> Bools:
+    """All reservations still fit once the hosts to tolerate have failed, the largest first."""
+    if placement.tolerate == 0:
+        return np.True_
+    promised = int(taken.promised[state.power == ON].sum())
+    promised += int(state.reservation[vm] + state.vms.overhead[vm])
+    return np.bool_(promised <= reservable_after_failures(state, placement.tolerate))
+
+
 def within_overcommit(state: ClusterState, taken: Taken, placement: Placement, vm: VmId) -> Bools:
     """Memory taken, the VM's included, stays within the overcommit limit."""
     if placement.overcommit is None:
@@ -131,6 +153,7 @@ FILTERS: dict[str, Filter] = {
     "larger than any host": fits_at_all,
     "no host has the memory reserved": has_memory_reservation,
     "no host has the swap space": has_swap_space,
+    "the room for host failures would be taken": keeps_failover_capacity,
     "no host is within the memory overcommit limit": within_overcommit,
     "no host is within the CPU overcommit limit": within_cpu_overcommit,
 }

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cluster import balancing, flights, lifecycle
+from cluster import balancing, evacuation, flights, lifecycle, power_saving, restarts
 from cluster.agenda import Agenda, Due, HostDue
 from cluster.decisions import Plan, Sight
-from cluster.state import ClusterState
+from cluster.state import BOOTING, ClusterState
 
 
 def plan(now: ClusterState, due: Sequence[Due | HostDue], sight: Sight) -> Plan:
@@ -19,13 +19,18 @@ def plan(now: ClusterState, due: Sequence[Due | HostDue], sight: Sight) -> Plan:
     made = Plan((), now, ())
     made = made.then(flights.come_on(made.after, sight))
     made = made.then(flights.land(made.after, sight))
+    made = made.then(power_saving.open_booted(made.after, sight))
     made = made.then(lifecycle.plan(made.after, due, sight))
+    made = made.then(restarts.plan(made.after, sight))
+    made = made.then(power_saving.plan(made.after, sight))
+    made = made.then(evacuation.plan(made.after, sight))
     made = made.then(balancing.plan(made.after, sight))
     return made.then(flights.hold(made.after, sight))
 
 
 def next_due(after: ClusterState, agenda: Agenda, sight: Sight, last: int) -> int:
     """The next epoch in which anything may have to be decided, `last` at most."""
-    if after.flights:
+    if after.flights or after.queue or evacuation.is_any(after) or (after.power == BOOTING).any():
         return min(sight.epoch + 1, last)
-    return min(agenda.next_after(sight.epoch, last), balancing.next_after(sight))
+    looks = balancing.next_after(sight), power_saving.next_after(sight)
+    return min(agenda.next_after(sight.epoch, last), *looks)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from hostsim.config import FrozenModel
-from hostsim.units import MIB, BytesPerSecond, Milliseconds, Permille
+from hostsim.units import MIB, BytesPerSecond, Milliseconds, Milliwatts, Permille
 
 Ratio = Annotated[float, Field(ge=0.1, le=1000)]
 
@@ -23,6 +23,9 @@ class Placement(FrozenModel):
     """A host has room while what is taken stays below this many times its memory; null: always."""
     cpu_overcommit: Ratio | None = None
     """vCPUs per CPU, in the same way."""
+    tolerate: int = Field(0, ge=0, le=1000)
+    """Host failures after which all reservations must still fit on the other hosts: what HA's
+    admission control by cluster resources keeps free."""
 
 
 class Migration(FrozenModel):
@@ -64,4 +67,60 @@ class Rule(FrozenModel):
     def _hosts_belong_to_hosts(self) -> Rule:
         if (self.kind == "hosts") != bool(self.hosts):
             raise ValueError("hosts are given for kind hosts, and for no other")
+        return self
+
+
+class Failures(FrozenModel):
+    """Hosts that fail at random, each independently of its age and of the others."""
+
+    mean_time: Milliseconds = Field(gt=0)
+    """Between two failures of one host, on average."""
+    repair: Milliseconds = Field(7_200_000, gt=0)
+    """After so long it is on again."""
+
+
+class Availability(FrozenModel):
+    """What happens to VMs whose host fails."""
+
+    restart: bool = True
+    """They start again on other hosts, as by vSphere HA; else they are gone."""
+    delay: Milliseconds = 30_000
+    """From the failure to the restart: HA takes 15 to 18 s to declare a host dead."""
+    failures: Failures | None = None
+    """Failures drawn from the seed; `events` and `trace` name others."""
+    trace: str | None = Field(None, max_length=1000)
+    """A file in the scenario's folder: CSV with columns at_s, host, repair_s."""
+
+
+class Power(FrozenModel):
+    """Hosts are switched off while others carry their load, in the manner of DPM."""
+
+    saving: bool = False
+    interval: Milliseconds = Field(300_000, gt=0)
+    """How often it looks, rounded up to whole epochs."""
+    target: Permille = 630
+    """Load that hosts should have, of memory or CPU, whichever is more: DPM's 63 %."""
+    tolerance: Permille = 180
+    """How far from it is left alone: 45 to 81 %."""
+    off_after: Milliseconds = 2_400_000
+    """A host is emptied after so long below: DPM's 40 min."""
+    on_after: Milliseconds = 300_000
+    """A host is woken after another has been above for so long: DPM's 5 min."""
+    boot: Milliseconds = 180_000
+    """From there until it takes VMs."""
+
+
+class Watts(FrozenModel):
+    """What a host takes: linear in its CPU load, nothing when it is off.
+
+    Default: IBM x3550 M3, two Xeon X5675 (SPECpower_ssj2008, result 20110406-00368).
+    """
+
+    idle: Milliwatts = 58_400
+    peak: Milliwatts = 222_000
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Watts:
+        if self.peak < self.idle:
+            raise ValueError("peak must be at least idle")
         return self

@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from cluster import rules
+from cluster import outages, rules
+from cluster.policies import Watts
 from cluster.replays import all_replays
 from cluster.scenario import HostGroup, Scenario, VmGroup, member_names
 from cluster.scenario_file import Loaded
@@ -35,6 +36,7 @@ class HostSpec:
     host: HostId
     name: str
     config: HostConfig
+    watts: Watts = field(default_factory=Watts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class Population:
     hosts: tuple[HostSpec, ...]
     vms: tuple[PlannedVm, ...]
     rules: rules.Rules = field(default_factory=rules.Rules)
+    outages: tuple[outages.Outage, ...] = ()
+    """Failures that no event names: drawn from the seed, or from a trace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +167,9 @@ def populate(loaded: Loaded) -> Population:
         )
         vms.append(PlannedVm(spec, plan.start_ms, plan.stop_ms))
     hosts = _hosts(loaded.scenario.hosts)
-    return Population(hosts, tuple(vms), _rules(loaded.scenario, hosts, vms))
+    names = [host.name for host in hosts]
+    found = outages.drawn(loaded.scenario, names) + outages.traced(loaded.outages, names)
+    return Population(hosts, tuple(vms), _rules(loaded.scenario, hosts, vms), found)
 
 
 def _rules(scenario: Scenario, hosts: tuple[HostSpec, ...], vms: list[PlannedVm]) -> rules.Rules:
@@ -197,14 +203,14 @@ def group_of(application: str | None) -> str | None:
 
 
 def _hosts(groups: tuple[HostGroup, ...]) -> tuple[HostSpec, ...]:
-    configs: dict[str, HostConfig] = {}
+    configs: dict[str, tuple[HostConfig, Watts]] = {}
     for group in groups:
         # Validated already, profile included.
         fields = {key: getattr(group, key) for key in HostConfig.model_fields}
         config = HostConfig.model_construct(**fields)
-        configs |= dict.fromkeys(member_names(group), config)
+        configs |= dict.fromkeys(member_names(group), (config, group.watts))
     ordered = enumerate(sorted(configs, key=by_number))
-    return tuple(HostSpec(HostId(host), name, configs[name]) for host, name in ordered)
+    return tuple(HostSpec(HostId(host), name, *configs[name]) for host, name in ordered)
 
 
 def _from_groups(loaded: Loaded, shared: _Shared) -> Iterator[tuple[str, _Plan]]:

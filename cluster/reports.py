@@ -35,9 +35,11 @@ from cluster.rows import Columns, VmFate
 from hostsim.units import GIB, PAGE_SIZE, HostId
 
 PERCENTS = (50, 95, 99)
+STEADY_EPOCHS, STEADY_SLACK = 3, 0.01
+"""After a failure: epochs in a row, and how much more host time outside HIGH than before it."""
 UNKNOWN = dict.fromkeys(("mean", *(f"p{percent}" for percent in PERCENTS), "max"))
 METHOD = {
-    "report.energy": "not modelled: kwh is null",
+    "report.energy": "of hosts that are on, linear in CPU load; not of network, storage, cooling",
     "report.percentile": "nearest rank: the smallest value with at least that part of all values "
     "at or below it",
     "report.slowdown_max": SLOWDOWN_MAX,
@@ -76,14 +78,8 @@ def build(
         "reclaim_states": _levels(run),
         "cost": _cost(run),
         "migrations": _migrations(history),
-        "failures": {
-            "hosts": 0,
-            "vms_restarted": 0,
-            "vms_lost": 0,
-            "downtime_s": 0.0,
-            "steady_s": None,
-        },
-        "energy": {"kwh": None},
+        "failures": _failures(run, history),
+        "energy": {"kwh": sum(run.epochs["power_mw"]) * run.epoch_ms / 3.6e12},
         "error": _error(run),
         "assumptions": {**assumptions, **METHOD},
     }
@@ -123,6 +119,47 @@ def _migrations(history: History) -> dict[str, Any]:
         "slowed_s": history.slowed_s,
         "failed": history.migrations_failed,
     }
+
+
+def _failures(run: Aggregator, history: History) -> dict[str, Any]:
+    """Host failures, and what became of their VMs. Downtime is summed over VMs: up to their
+    restart, their planned end, or the end of the run."""
+    end_ms = len(run.epochs["hosts"]) * run.epoch_ms
+    lost = [fate for fate in history.by_vm() if fate.failed_ms is not None]
+    downtime_ms = sum(restarted - failed for failed, restarted in history.restarts)
+    for fate in lost:
+        downtime_ms += min(fate.stop_ms or end_ms, end_ms) - (fate.failed_ms or 0)
+    steady_ms = [_steady_after(run, history, at_ms) for at_ms in history.failures]
+    known = [found / 1000 for found in steady_ms if found is not None]
+    return {
+        "hosts": len(history.failures),
+        "vms_restarted": len(history.restarts),
+        "vms_lost": len(lost),
+        "downtime_s": downtime_ms / 1000,
+        "steady_s": _mean(known) if len(known) == len(steady_ms) else None,
+    }
+
+
+def _steady_after(run: Aggregator, history: History, failed_ms: int) -> int | None:
+    """How long after a failure, in ms, the cluster was as calm again as before it.
+
+    Calm: in STEADY_EPOCHS epochs in a row the part of host time outside HIGH was at most what it
+    was in the epoch before the failure, and STEADY_SLACK; and all that restart had. None: never.
+    """
+    first = failed_ms // run.epoch_ms
+    hosts, high = run.epochs["hosts"], run.epochs["high_ms"]
+
+    def pressed(epoch: int) -> float:
+        return 1 - high[epoch] / (hosts[epoch] * run.epoch_ms) if hosts[epoch] else 0.0
+
+    before = pressed(first - 1) if first else 0.0
+    restarted = [at for failed, at in history.restarts if failed == failed_ms]
+    calm = 0
+    for epoch in range(max(first, max(restarted, default=0) // run.epoch_ms), len(hosts)):
+        calm = calm + 1 if pressed(epoch) <= before + STEADY_SLACK else 0
+        if calm == STEADY_EPOCHS:
+            return (epoch + 1 - STEADY_EPOCHS) * run.epoch_ms - failed_ms
+    return None
 
 
 def _consolidation(run: Aggregator) -> dict[str, Any]:

@@ -28,6 +28,9 @@ class HostFacts:
     name: str
     memory_bytes: int
     cpus: int
+    idle_mw: int = 0
+    peak_mw: int = 0
+    """What it takes, in milliwatts, when it is on: linear in its CPU load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ class VmFate:
     start_ms: int | None = None
     stop_ms: int | None = None
     """When it was powered off as planned; None while it is on."""
+    failed_ms: int | None = None
+    """When its host failed, if it has not been started again since."""
     hosts: tuple[HostId, ...] = ()
     """Where it ran, in order, each stay once."""
     refused: str | None = None
@@ -68,13 +73,13 @@ class VmFate:
 
 _MEASURES = tuple(name for name in HOST_ROW.names or () if name not in ("epoch", "host", "on"))
 EPOCH_ROW = np.dtype(
-    [(name, np.int64) for name in ("epoch", "hosts", "memory_pages")]
+    [(name, np.int64) for name in ("epoch", "hosts", "memory_pages", "power_mw")]
     + [(name, np.int64) for name in _MEASURES]
     + [("on_ns", np.int64), ("lost_ns", np.int64, (len(CAUSES),)), ("touches", np.int64)]
 )
-"""One row per epoch: hosts that were on and their memory, the sums of their HOST_ROW columns
-(cpu_demand_permille: of the cluster's CPUs, rounded down), the sums of the VMs' times and touches.
-"""
+"""One row per epoch: hosts that were on, their memory, what they took (mean, in milliwatts), the
+sums of their HOST_ROW columns (cpu_demand_permille: of the cluster's CPUs, rounded down), the sums
+of the VMs' times and touches."""
 
 
 class HostList:
@@ -86,6 +91,8 @@ class HostList:
         assert (np.diff(self.ids) > 0).all(), "hosts must come in id order, each once"
         self.memory_pages = np.array([pages(host.memory_bytes) for host in hosts], np.int64)
         self.cpus = np.array([host.cpus for host in hosts], np.int64)
+        self.idle_mw = np.array([host.idle_mw for host in hosts], np.int64)
+        self.peak_mw = np.array([host.peak_mw for host in hosts], np.int64)
 
     def index(self, ids: Rows) -> Rows:
         """Positions of `ids` in this list."""
@@ -112,12 +119,15 @@ def epoch_rows(report: EpochReport, hosts: HostList) -> Rows:
     cpus = np.add.reduceat(hosts.cpus[at] * report.hosts["on"], starts)
     demand = np.add.reduceat(hosts.cpus[at] * report.hosts["cpu_demand_permille"], starts)
     first = len(HOST_ROW.names or ()) - len(_MEASURES)
-    into = 3  # epoch, hosts, memory_pages come before the sums
+    into = 4  # epoch, hosts, memory_pages, power_mw come before the sums
     sums = np.add.reduceat(matrix(report.hosts), starts, axis=0)[:, first:]
     matrix(rows)[:, into : into + len(_MEASURES)] = sums
     on = report.hosts["on"]
     rows["epoch"], rows["hosts"] = epochs, np.add.reduceat(on, starts)
     rows["memory_pages"] = np.add.reduceat(hosts.memory_pages[at] * on, starts)
+    busy = np.minimum(report.hosts["cpu_demand_permille"], 1000)
+    power_mw = hosts.idle_mw[at] + (hosts.peak_mw - hosts.idle_mw)[at] * busy // 1000
+    rows["power_mw"] = np.add.reduceat(power_mw * on, starts)
     rows["cpu_demand_permille"] = demand // np.maximum(cpus, 1)
     of_vms = np.searchsorted(report.vms["epoch"], np.append(epochs, epochs[-1] + 1)).tolist()
     for row, first, end in zip(rows, of_vms, of_vms[1:], strict=False):
@@ -134,6 +144,8 @@ def columns(rows: Rows, epoch_ms: int) -> dict[str, Any]:
         if name == "lost_ns":
             for cause, column in zip(CAUSES, rows[name].T, strict=True):
                 found[f"lost_{cause}_s"] = column / 1e9
+        elif unit == "mw":
+            found[f"{stem}_w"] = rows[name] / 1e3
         elif unit == "pages":
             found[f"{stem}_bytes"] = rows[name] * PAGE_SIZE
         elif unit in ("ms", "ns"):

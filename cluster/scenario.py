@@ -14,7 +14,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from cluster import scenario_text
-from cluster.policies import Balancing, Migration, Placement, Rule
+from cluster.policies import (
+    Availability,
+    Balancing,
+    Migration,
+    Placement,
+    Power,
+    Rule,
+    Watts,
+)
 from hostsim.config import DISKS, PROFILES, FrozenModel, HostConfig, IdleTax, VmConfig
 from hostsim.guest_config import ContentMix, ContentTable, GuestImage, TraceGuest, Workload
 from hostsim.units import MIB, Bytes, Milliseconds, Permille
@@ -52,6 +60,7 @@ class HostGroup(HostConfig):
 
     name: Name
     count: int = Field(1, ge=1, le=HOSTS_MAX)
+    watts: Watts = Watts()
 
     @model_validator(mode="before")
     @classmethod
@@ -204,6 +213,9 @@ class EventValues(FrozenModel):
     """Of a host."""
     host: Name | None = None
     """Where `migrate` takes a VM."""
+    repair: Milliseconds | None = Field(None, gt=0)
+    """After `fail` or `maintenance` of a host: it is on again after so long; else `power_on` does
+    it."""
 
 
 class Event(FrozenModel):
@@ -212,23 +224,26 @@ class Event(FrozenModel):
     at: Milliseconds
     target: str = Field(max_length=1000)
     """Name of a VM or a host; of a group with a count, one member (web-3)."""
-    action: Literal["power_on", "power_off", "reset", "set", "migrate"]
-    """Of a host, only `set`."""
+    action: Literal["power_on", "power_off", "reset", "set", "migrate", "fail", "maintenance"]
+    """Of a VM: all but the last two. Of a host: set, fail, maintenance, and power_on after them."""
     values: EventValues | None = None
 
     @model_validator(mode="after")
-    def _values_belong_to_set(self) -> Event:
-        given = {} if self.values is None else self.values.model_dump(exclude_none=True)
+    def _values_belong_to_the_action(self) -> Event:
+        given = set() if self.values is None else set(self.values.model_dump(exclude_none=True))
         if self.action == "migrate":
-            if set(given) != {"host"}:
+            if given != {"host"}:
                 raise ValueError("migrate needs values: {host: NAME}, and no others")
+        elif self.action in ("fail", "maintenance"):
+            if not given <= {"repair"}:
+                raise ValueError(f"{self.action} takes no values but repair")
         elif self.action != "set":
             if self.values is not None:
                 raise ValueError(f"{self.action} takes no values")
         elif not given:
             raise ValueError("set needs values: reservation, limit, shares, or a host's idle_tax")
-        elif "host" in given:
-            raise ValueError("host is a value of migrate, not of set")
+        elif given & {"host", "repair"}:
+            raise ValueError(f"{min(given & {'host', 'repair'})} is no value that set changes")
         return self
 
 
@@ -258,6 +273,8 @@ class Scenario(FrozenModel):
     migration: Migration = Migration()
     balancing: Balancing = Balancing()
     rules: tuple[Rule, ...] = Field((), max_length=10_000)
+    availability: Availability = Availability()
+    power: Power = Power()
     events: tuple[Event, ...] = Field((), max_length=100_000)
 
     @field_validator("name")

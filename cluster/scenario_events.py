@@ -25,6 +25,8 @@ from hostsim.config import VmConfig
 _HOST_KEYS = ("idle_tax",)
 _VM_KEYS = ("reservation", "limit", "shares")
 """Which values are whose."""
+_HOST_ACTIONS = ("set", "fail", "maintenance", "power_on")
+_VM_ACTIONS = ("power_on", "power_off", "reset", "set", "migrate")
 
 
 @dataclass(slots=True)
@@ -68,6 +70,10 @@ def check(parts: Parts) -> Iterator[Problem]:
         elif is_host:
             yield from _check_host(parts, at, event)
         elif is_vm:
+            if event.action not in _VM_ACTIONS:
+                why = f"{shown(event.target)} is a VM: allowed for VMs: {listed(_VM_ACTIONS)}"
+                yield parts.problem("events", at, "action", why=why)
+                continue
             if event.action == "migrate":
                 yield from _check_target(parts, at, event)
             else:
@@ -95,10 +101,11 @@ def _check_target(parts: Parts, at: int, event: Event) -> Iterator[Problem]:
 
 
 def _check_host(parts: Parts, at: int, event: Event) -> Iterator[Problem]:
-    if event.action != "set":
-        why = f"{shown(event.target)} is a host: allowed for hosts: set"
+    if event.action not in _HOST_ACTIONS:
+        why = f"{shown(event.target)} is a host: allowed for hosts: {listed(_HOST_ACTIONS)}"
         yield parts.problem("events", at, "action", why=why)
-    yield from _of_others(parts, at, event, "host", _HOST_KEYS)
+    elif event.action == "set":
+        yield from _of_others(parts, at, event, "host", _HOST_KEYS)
 
 
 def _of_others(

@@ -17,7 +17,15 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from cluster import assumptions, scenario_checks, scenario_events, scenario_hashes, yaml_input
+from cluster import (
+    assumptions,
+    outages,
+    scenario_checks,
+    scenario_events,
+    scenario_hashes,
+    yaml_input,
+)
+from cluster.outages import NamedOutage
 from cluster.page_hashes import PageHashes
 from cluster.page_hashes import content_digest as hashes_digest
 from cluster.scenario import HASH_KEYS, Scenario
@@ -67,6 +75,8 @@ class Loaded:
     """Exactly where there is a trace: which of its VMs take part, and what was drawn for each."""
     hashes: Mapping[str, PageHashes] = field(default_factory=dict)
     """Image name -> the real guests whose pages it stands for, where its content is hashes."""
+    outages: tuple[NamedOutage, ...] = ()
+    """Failures of hosts that a file names."""
 
 
 def load(
@@ -98,10 +108,12 @@ def load(
     problems += _read_trace(parts, path.parent, data_root)
     problems += scenario_hashes.read(parts, path.parent, data_root)
     problems += [item for check in _CHECKS for item in check(parts)]
+    named, unreadable = outages.read(parts, path.parent)
+    problems += unreadable
     if problems:
         raise ScenarioError(document.file, sorted(problems, key=_in_file_order))
     changed = seed is not None or bool(changes) or bool(document.included)
-    return _loaded(parts, changed=changed)
+    return _loaded(parts, named, changed=changed)
 
 
 def _change(data: Any, place: str, value: Any) -> None:
@@ -120,7 +132,7 @@ def _in_file_order(item: Problem) -> tuple[bool, int]:
     return item.file is not None, item.line or 0
 
 
-def _loaded(parts: Parts, *, changed: bool) -> Loaded:
+def _loaded(parts: Parts, named: tuple[NamedOutage, ...], *, changed: bool) -> Loaded:
     scenario, trace, vms = parts.scenario, parts.trace, parts.trace_vms
     stated = parts.document.data
     assumed = assumptions.of_scenario(scenario, stated)
@@ -131,15 +143,20 @@ def _loaded(parts: Parts, *, changed: bool) -> Loaded:
     if changed:
         text = yaml.dump(stated, Dumper=_DUMPER, sort_keys=False, width=100)
     warned = scenario_checks.warnings(scenario, trace, vms)
-    digest = digest_of(scenario, trace, parts.hashes)
-    return Loaded(scenario, trace, text, digest, assumed, tuple(warned), vms, parts.hashes)
+    digest = digest_of(scenario, trace, parts.hashes, named)
+    warnings = tuple(warned)
+    return Loaded(scenario, trace, text, digest, assumed, warnings, vms, parts.hashes, named)
 
 
 def digest_of(
-    scenario: Scenario, trace: Trace | None, hashes: Mapping[str, PageHashes] | None = None
+    scenario: Scenario,
+    trace: Trace | None,
+    hashes: Mapping[str, PageHashes] | None = None,
+    named: tuple[NamedOutage, ...] = (),
 ) -> str:
     """SHA-256 of everything that decides the result."""
     values = scenario.model_dump(mode="json", exclude={"trace": {"path", "data"}})
+    values["availability"]["trace"] = [[one.at_ms, one.host, one.repair_ms] for one in named]
     for image in values["images"]:
         found = (hashes or {}).get(image["name"])
         for key in ("hashes", *HASH_KEYS):

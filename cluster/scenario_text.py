@@ -55,6 +55,11 @@ def permille_text(value: int) -> str:
     return f"{value // 10}.{value % 10} %" if value % 10 else f"{value // 10} %"
 
 
+def watts_text(value: int) -> str:
+    """58400 -> 58.4 W, exactly."""
+    return f"{value // 1000} W" if value % 1000 == 0 else f"{value} mW"
+
+
 def amount_text(value: tuple[str, int] | int) -> str:
     """("permille", 125) -> 12.5 %; ("bytes", 4096) -> 4 KiB."""
     if isinstance(value, int):  # a bound of either kind; only memory is large enough to meet one
@@ -68,6 +73,7 @@ _TEXT: dict[Any, Callable[[Any], str]] = {
     units.parse_ms: ms_text,
     units.parse_ns: ns_text,
     units.parse_permille: permille_text,
+    units.parse_watts: watts_text,
     units.parse_amount: amount_text,
 }
 

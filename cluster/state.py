@@ -37,10 +37,15 @@ from hostsim.units import PAGE_SIZE, HostId, VmId
 Ints = npt.NDArray[np.int64]
 
 NOWHERE = -1
-ON, EVACUATING, OFF, FAILED = range(4)
-"""What a host may be: open to VMs; still running those it has; off as planned; off by failure."""
+ON, EVACUATING, CLEARING, OFF, FAILED, STANDBY, BOOTING = range(7)
+"""What a host may be: open to VMs; being emptied, for maintenance or to save power; off as planned,
+or by failure; off to save power; on its way from there."""
+RUNS = CLEARING
+"""Up to here a host runs VMs."""
 SETTINGS = ("reservation", "limit", "shares")
 """What `set` changes about a VM: columns of the state, fields of a SetVm and of a VmConfig."""
+OF_HOSTS = ("power", "ready_ms", "low_ms", "high_ms", "spare", "held")
+"""What changes about hosts."""
 MEASURED = ("consumed", "active", "allocated", "writes", "cpu_ms")
 """What reports say of VMs."""
 
@@ -71,10 +76,26 @@ class VmColumns:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """A VM that is to start as soon as a host takes it."""
+
+    vm: VmId
+    since_ms: int
+    not_before_ms: int
+    restart: bool
+    """After the failure of its host; else it comes for the first time."""
+    reason: str | None = None
+    """Why no host took it at the last try."""
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterState:
     """The cluster at the start of an epoch. Arrays are not written to, but by `carry_out`.
 
-    power        (n_hosts,) ON, EVACUATING, OFF or FAILED
+    power        (n_hosts,) ON to BOOTING
+    ready_ms     (n_hosts,) when a BOOTING host takes VMs
+    low_ms       (n_hosts,) for how long its load has been low, as power saving saw it
+    high_ms      (n_hosts,) the same of high
     spare        (n_hosts,) pages: free frames, last measured, less those promised since
     held         (n_hosts,) pages: frames kept for VMs on their way here
     host_of      (n_vms,) host id, or NOWHERE; of a VM on its way, where it still runs
@@ -87,12 +108,16 @@ class ClusterState:
     writes       (n_vms,) pages written in the last epoch
     cpu_ms       (n_vms,) CPU time that it would have used in the last epoch
     flights      VMs on their way, by id
+    queue        VMs that wait for a host, in order
     rules        which VMs may be where: they never change
     """
 
     hosts: HostColumns
     vms: VmColumns
     power: Ints
+    ready_ms: Ints
+    low_ms: Ints
+    high_ms: Ints
     spare: Ints
     held: Ints
     host_of: Ints
@@ -105,6 +130,7 @@ class ClusterState:
     writes: Ints
     cpu_ms: Ints
     flights: tuple[Flight, ...] = ()
+    queue: tuple[Waiting, ...] = ()
     rules: Rules = field(default_factory=Rules)
 
     def per_host(self, column: Ints) -> Ints:
@@ -154,6 +180,9 @@ def initial(population: Population) -> ClusterState:
             footprint=footprint,
         ),
         power=np.full(len(configs), ON, np.int64),
+        ready_ms=np.zeros(len(configs), np.int64),
+        low_ms=np.zeros(len(configs), np.int64),
+        high_ms=np.zeros(len(configs), np.int64),
         spare=reservable // PAGE_SIZE,
         held=np.zeros(len(configs), np.int64),
         host_of=np.full(len(specs), NOWHERE, np.int64),
@@ -171,7 +200,7 @@ def initial(population: Population) -> ClusterState:
 
 def copy(state: ClusterState) -> ClusterState:
     """The same state, whose columns may be written to until it is handed on."""
-    columns = ("power", "spare", "held", "host_of", *MEASURED, *SETTINGS)
+    columns = (*OF_HOSTS, "host_of", *MEASURED, *SETTINGS)
     return replace(state, **{name: getattr(state, name).copy() for name in columns})
 
 
@@ -206,7 +235,6 @@ def carry_out(state: ClusterState, order: Order) -> None:
             state.host_of[state.host_of == order.host] = NOWHERE
         case SwitchOn():
             state.power[order.host] = ON
-            state.spare[order.host] = state.hosts.reservable[order.host] // PAGE_SIZE
         case Reset() | SetHost() | Delay():
             pass
 
@@ -214,6 +242,12 @@ def carry_out(state: ClusterState, order: Order) -> None:
 def set_power(state: ClusterState, host: HostId, power: int) -> None:
     """Write to the state what a host is from now on, where hosts are told nothing."""
     state.power[host] = power
+
+
+def boot(state: ClusterState, host: HostId, ready_ms: int) -> None:
+    """Write to the state that a host on standby boots, and until when."""
+    state.power[host] = BOOTING
+    state.ready_ms[host] = ready_ms
 
 
 def obey(state: ClusterState, orders: Sequence[Order]) -> ClusterState:

@@ -26,7 +26,7 @@ HOST_ROW = np.dtype(
     [
         ("epoch", np.int64),
         ("host", np.int64),
-        # 1, or 0 of a host that is powered off: all else is 0 then.
+        # 1, or 0 of a host that is powered off: all but spare_pages is 0 then.
         ("on", np.int64),
         ("vms", np.int64),
         # Memory at the end of the epoch, in pages (design section 4, accounting).

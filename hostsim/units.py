@@ -41,6 +41,7 @@ _TOO_MUCH = {
     "memory size": "is larger than any machine",
     "rate": "is faster than any machine",
     "duration": "is longer than 100 years",
+    "power": "is more than any machine takes",
 }
 """What is said of a quantity that no integer of the engine holds."""
 
@@ -93,6 +94,12 @@ def parse_ms(value: Any, info: ValidationInfo) -> int:
     if ns % 1_000_000:
         raise ValueError("must be a whole number of milliseconds")
     return ns // 1_000_000
+
+
+def parse_watts(value: Any, info: ValidationInfo) -> int:
+    """58.4 W -> milliwatts."""
+    units = {"mW": 1, "W": 1000, "kW": 1_000_000}
+    return value if _bare(value, info) else _parse(value, units, "power", "58.4 W")
 
 
 def parse_permille(value: Any, info: ValidationInfo) -> int:
@@ -149,6 +156,10 @@ Nanoseconds = Annotated[
     int, BeforeValidator(parse_ns), Field(ge=0, le=3_600_000_000_000), _text("90 us")
 ]
 """A latency in nanoseconds, from "90 us"."""
+Milliwatts = Annotated[
+    int, BeforeValidator(parse_watts), Field(ge=0, le=1_000_000_000), _text("58.4 W")
+]
+"""Electric power in milliwatts, from "58.4 W"."""
 Permille = Annotated[int, BeforeValidator(parse_permille), Field(ge=0, le=1000), _text("75 %")]
 """A part of one whole in thousandths, from "75 %"."""
 Amount = Annotated[

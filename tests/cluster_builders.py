@@ -140,6 +140,9 @@ def cluster(
             footprint=footprint,
         ),
         power=column("power", [ON] * hosts),
+        ready_ms=column("ready_ms", [0] * hosts),
+        low_ms=column("low_ms", [0] * hosts),
+        high_ms=column("high_ms", [0] * hosts),
         spare=column("spare", [1 << 40] * hosts),
         held=column("held", [0] * hosts),
         host_of=np.array([NOWHERE] * vms if on is None else on, np.int64),
@@ -164,7 +167,7 @@ def arrays_of(state: ClusterState) -> list[list[int]]:
     columns += [vms.size, vms.overhead, vms.vcpus, vms.footprint]
     columns += [state.host_of, state.reservation, state.limit, state.shares]
     columns += [state.consumed, state.active, state.allocated, state.writes, state.cpu_ms]
-    columns += [state.power, state.spare, state.held]
+    columns += [state.power, state.spare, state.held, state.ready_ms, state.low_ms, state.high_ms]
     return [column.tolist() for column in columns]
 
 

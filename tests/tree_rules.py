@@ -49,7 +49,7 @@ LAYERS = [
     "cluster.traces cluster.readback",
     "cluster.charts",
     "cluster.assumptions cluster.scenario_checks cluster.html cluster.errors",
-    "cluster.scenario_events cluster.scenario_hashes",
+    "cluster.scenario_events cluster.scenario_hashes cluster.outages",
     "cluster.scenario_file",
     "cluster.replays",
     "cluster.rules",
@@ -58,7 +58,10 @@ LAYERS = [
     "cluster.state",
     "cluster.placement cluster.decisions cluster.agenda cluster.conservation",
     "cluster.demand cluster.flights",
-    "cluster.lifecycle cluster.history cluster.balancing",
+    "cluster.hosts cluster.balancing",
+    "cluster.lifecycle cluster.evacuation cluster.power_saving",
+    "cluster.restarts",
+    "cluster.history",
     "cluster.planner cluster.fleet cluster.reports",
     "cluster.coordinator",
     "cluster.actors cluster.progress",
@@ -109,7 +112,8 @@ ALLOWED = {
 POLICIES = (
     *("hostsim.allocate", "hostsim.reclaim", "cluster.placement", "cluster.migration"),
     *("cluster.flights", "cluster.lifecycle", "cluster.planner", "cluster.balancing"),
-    *("cluster.demand", "cluster.rules"),
+    *("cluster.demand", "cluster.rules", "cluster.hosts", "cluster.evacuation"),
+    *("cluster.power_saving", "cluster.restarts"),
 )
 OUT_PARAMETERS = {"hostsim.allocate": ("target",)}
 """Arrays that a policy's caller lends it for the answer; kernels return no arrays."""
