@@ -127,6 +127,24 @@ def report(
 
 
 @app.command()
+def why(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")],
+    vm: Annotated[str | None, typer.Option(help="Name of a VM.")] = None,
+    host: Annotated[str | None, typer.Option(help="Name of a host.")] = None,
+) -> None:
+    """Tell what befell one VM or one host, and which numbers decided it."""
+    from cluster import why as stories
+
+    if (vm is None) == (host is None):
+        _fail("why needs either --vm NAME or --host NAME", 2)
+    if vm is not None:
+        found = _guarded(lambda: stories.of_vm(folder, vm))
+    else:
+        found = _guarded(lambda: stories.of_host(folder, str(host)))
+    typer.echo("\n".join(stories.lines(found)))
+
+
+@app.command()
 def reproduce(
     names: Annotated[
         list[str] | None,

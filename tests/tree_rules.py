@@ -64,7 +64,7 @@ LAYERS = [
     "cluster.history",
     "cluster.planner cluster.fleet cluster.reports",
     "cluster.coordinator",
-    "cluster.actors cluster.progress",
+    "cluster.actors cluster.progress cluster.why",
     "cluster.execute",
     # The paper's figures and real machines: claims, experiments, and the command that runs them.
     "cluster.reproduction.claims cluster.reproduction.lab",
