@@ -33,10 +33,8 @@ def _power_on(event: Event) -> str:
     left = event.get("hosts_left", {})
     words = f"placed on {event['host']}"
     if "policy" in event:
-        words += (
-            f" by {event['policy']} of {event['by']} memory: with it {_gib(event, 'taken_bytes')}"
-        )
-        words += f" of {_gib(event, 'host_bytes')} are taken"
+        words += f" by {event['policy']} of {event['by']} memory: with it "
+        words += f"{_gib(event, 'taken_bytes')} of {_gib(event, 'host_bytes')} are taken"
     if left:
         words += f"; {min(left.values())} hosts had room"
     if "waited_s" in event:
@@ -73,10 +71,13 @@ def _level(event: Event) -> str:
 
 
 def _host_clears(event: Event) -> str:
-    return (
-        f"{event['host']} is emptied to save power: load {percent(event['load'])} for "
-        f"{plain(event['low_for_s'])} s; the others will have {percent(event['load_of_others_after'])}"
-    )
+    words = f"{event['host']} is emptied to save power: load {percent(event['load'])} for "
+    words += f"{plain(event['low_for_s'])} s; the others will have "
+    return words + percent(event["load_of_others_after"])
+
+
+def _because(event: Event) -> str:
+    return f": {event['reason']}" if "reason" in event else ""
 
 
 _SENTENCES: dict[str, Callable[[Event], str]] = {
@@ -94,9 +95,9 @@ _SENTENCES: dict[str, Callable[[Event], str]] = {
     "reset": lambda e: "boots again",
     "level": _level,
     "host_failed": lambda e: (
-        f"{e['host']} fails with {e['vms']} VMs, {_gib(e, 'consumed_bytes')} used"
+        f"{e['host']} fails with {e['vms']} VMs in {_gib(e, 'consumed_bytes')}"
     ),
-    "host_on": lambda e: f"{e['host']} is open to VMs" + (f": {e['reason']}" * ("reason" in e)),
+    "host_on": lambda e: f"{e['host']} is open to VMs{_because(e)}",
     "host_off": lambda e: f"{e['host']} is empty and off: {e['reason']}",
     "host_wakes": lambda e: f"{e['host']} boots: {e['reason']}",
     "host_clears": _host_clears,
