@@ -34,6 +34,8 @@ LEVEL_COLOURS = dict(zip(LEVELS, ("#9CC9E8", "#F0E442", "#E69F00", "#C23B10"), s
 FREE_BANDS = (0.0, 0.01, 0.02, 0.04, 0.06, 0.1, 0.25, 1.0)
 """Edges of the heat map's bands of free memory: fine where hosts begin to reclaim."""
 FREE_COLOURS = ("#A50026", "#D73027", "#F46D43", "#FDAE61", "#FEE090", "#ABD9E9", "#4575B4")
+PADDING = 3.0
+"""Points around a chart: matplotlib's `figure.constrained_layout.w_pad`."""
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -72,17 +74,33 @@ def _svg(
 ) -> str:
     """Draw one figure: `paint(axes, wide)`."""
     from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     salt = f"esxsim {name} {size}"
     style: Any = {**STYLE, "svg.hashsalt": salt, "font.size": 12 if size[0] > 6 else 11}
     with rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
-        paint(figure.add_subplot(), size[0] > 6)
+        figure = Figure(figsize=size, dpi=72, frameon=False)
+        axes = figure.add_subplot(frameon=True, facecolor="none")
+        paint(axes, size[0] > 6)
+        _fit(axes, size)
         out = StringIO()
         empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(out, format="svg", transparent=True, metadata=empty)
+        # Not `savefig`, which draws once more to lay the figure out before it is drawn.
+        canvas: Any = FigureCanvasSVG(figure)
+        canvas.print_svg(out, metadata=empty)
     return _inline(out.getvalue(), label)
+
+
+def _fit(axes: Any, size: tuple[float, float]) -> None:
+    """Margins just as wide as what stands in them. matplotlib's constrained layout finds the same,
+    and takes as long as drawing does."""
+    inner, outer = axes.get_window_extent(), axes.get_tightbbox(for_layout_only=True)
+    width, height = (72 * inches for inches in size)
+    left, bottom = inner.x0 - outer.x0 + PADDING, inner.y0 - outer.y0 + PADDING
+    right, top = outer.x1 - inner.x1 + PADDING, outer.y1 - inner.y1 + PADDING
+    part = (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
+    axes.set_position(part)
 
 
 def _inline(svg: str, label: str) -> str:

@@ -98,6 +98,7 @@ def barriers(population: Population, scenario: Scenario, fleet: Fleet) -> Iterat
         now = state.learn(plan.after, report)
         epoch += n_epochs
         done = Barrier(plan, report, now, epoch)
+        del report  # held by the barrier alone, which is gone before the next one's rows are there
     if done is not None:
         yield done
 

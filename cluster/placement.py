@@ -35,13 +35,18 @@ class Taken:
 
     def with_one(self, state: ClusterState, placement: Placement, vm: VmId) -> Taken:
         """The same with one VM more, that has just been powered on in `state`."""
-        here = np.zeros(len(self.load), np.int64)
-        here[state.host_of[vm]] = 1
+        here, reservation = state.host_of[vm], state.reservation[vm]
+
+        def plus(taken: Ints, more: int) -> Ints:
+            found = taken.copy()
+            found[here] += more
+            return found
+
         return Taken(
-            promised=self.promised + here * (state.reservation[vm] + state.vms.overhead[vm]),
-            swappable=self.swappable + here * (state.vms.size[vm] - state.reservation[vm]),
-            load=self.load + here * _of_newcomers(state, placement)[vm],
-            vcpus=self.vcpus + here * state.vms.vcpus[vm],
+            promised=plus(self.promised, reservation + state.vms.overhead[vm]),
+            swappable=plus(self.swappable, state.vms.size[vm] - reservation),
+            load=plus(self.load, _of_newcomers(state, placement)[vm]),
+            vcpus=plus(self.vcpus, state.vms.vcpus[vm]),
         )
 
 

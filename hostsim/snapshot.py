@@ -18,7 +18,7 @@ from hostsim import contents, invariants
 from hostsim.arrays import empty, stale_size, window_space
 from hostsim.composition import class_base, compose
 from hostsim.config import HostConfig
-from hostsim.contents import Key, Range
+from hostsim.contents import Key, Range, Ranges
 from hostsim.guest_config import GuestImage
 from hostsim.host import Host
 from hostsim.load import content_lengths, copy_counters, fill_vms, program_slots
@@ -98,6 +98,19 @@ def to_local(words: Array, ranges: VmRanges) -> Array:
     return np.where(words & UNIQUE != 0, words, named | (words & STALE))
 
 
+def local_names(ranges: Ranges) -> Array:
+    """(n_contents,) int64: how `to_local` names each content of a host, in whichever VM."""
+    first = [(key.kind << RANGE_SHIFT) - at.base for key, at in ranges.items()]
+    lengths = [at.length for at in ranges.values()]
+    return np.repeat(np.array(first, np.int64), lengths) + np.arange(sum(lengths))
+
+
+def named(words: Array, names: Array) -> Array:
+    """As `to_local`, with the names of all contents of the host."""
+    common = names.take(words & INDEX, mode="clip") | (words & STALE)
+    return np.where(words & UNIQUE != 0, words, common)
+
+
 def to_host(words: Array, ranges: VmRanges) -> Array:
     """The reverse of `to_local`. Raises ValueError for a place outside its range."""
     which, place = (words & INDEX) >> RANGE_SHIFT, words & ((1 << RANGE_SHIFT) - 1)
@@ -111,38 +124,34 @@ def to_host(words: Array, ranges: VmRanges) -> Array:
 
 
 def digest(host: Host) -> str:
-    """SHA-256, hex, of the host's state."""
+    """SHA-256, hex, of the host's state. Of each VM: its row without positions, pages, contents,
+    kinds of the shared ones, sample, lost time, debts, program, replay."""
     st = host.state
-    total = hashlib.sha256()
-    total.update(st.host.tobytes())
-    total.update(st.level_ms.tobytes())
+    total = hashlib.sha256(st.host.tobytes() + st.level_ms.tobytes())
+    names = local_names(host.ranges)
+    vms = st.vms.view(VM, np.ndarray)
+    plain = vms.view(np.int64).reshape(len(vms), -1).copy()
+    plain[:, _PLACES_OF_POSITIONS] = 0
+    programs, replay = st.programs.view(np.ndarray), st.replay.view(np.ndarray)
     for v in st.order[: count_vms(st)].tolist():
-        total.update(_meaning_of(host, v))
-    total.update(_stale_hints(host).tobytes())
-    total.update(st.copied.tobytes())
+        row = vms[v]
+        cut = slice(row["base_slot"], row["base_slot"] + row["size_slots"])
+        pages, words = st.page[cut], st.content[cut].astype(np.int64)
+        shared = words[pages & int(STATE) == int(SHARED)] & INDEX
+        for part in (
+            plain[v],
+            pages,
+            named(words, names),
+            st.shared_kind[shared],
+            st.sampled[v, : row["samples"]],
+            st.lost[v],
+            st.debts[v],
+            programs[row["program"] : row["program"] + row["program_len"]],
+            replay[row["replay"] : row["replay"] + row["replay_len"]],
+        ):
+            total.update(part.data)
+    total.update(_stale_hints(host).tobytes() + st.copied.tobytes())
     return total.hexdigest()
-
-
-def _meaning_of(host: Host, v: int) -> bytes:
-    """One VM: its row without positions, pages, contents, sample, lost time, program, replay."""
-    st, row = host.state, host.state.vms.view(VM, np.ndarray)[v]
-    plain = np.frombuffer(row.tobytes(), np.int64).copy()
-    plain[_PLACES_OF_POSITIONS] = 0
-    cut = slice(row["base_slot"], row["base_slot"] + row["size_slots"])
-    words = to_local(st.content[cut].astype(np.int64), ranges_of(host, v))
-    shared = st.page[cut] & int(STATE) == int(SHARED)
-    parts = [
-        plain,
-        st.page[cut],
-        words,
-        st.shared_kind[st.content[cut][shared] & int(INDEX)],
-        st.sampled[v, : row["samples"]],
-        st.lost[v],
-        st.debts[v],
-        st.programs.view(np.ndarray)[row["program"] : row["program"] + row["program_len"]],
-        st.replay.view(np.ndarray)[row["replay"] : row["replay"] + row["replay_len"]],
-    ]
-    return b"".join(part.tobytes() for part in parts)
 
 
 def _stale_hints(host: Host) -> Array:

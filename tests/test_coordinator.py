@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,26 @@ def test_the_digest_sees_the_final_state_of_every_host(
     other = simulate(pressed(tmp_path), tmp_path / "out", fleet=fleet).report
     assert other["digest"] != whole[0].report["digest"]
     assert other | {"digest": ""} == whole[0].report | {"digest": ""}
+
+
+def test_the_rows_of_one_barrier_at_a_time_are_held(tmp_path: Path) -> None:
+    """They take as much memory as anything: the last ones are gone when hosts run again."""
+    before: list[weakref.ref[Any]] = []
+
+    class Watching(LocalFleet):
+        """Looks which rows still live when the next ones are asked for."""
+
+        def run(self, orders: Any, first_epoch: int, n_epochs: int) -> Any:
+            assert all(rows() is None for rows in before)
+            report = super().run(orders, first_epoch, n_epochs)
+            before.append(weakref.ref(report.vms))
+            return report
+
+    def fleet(loaded: Loaded, population: Population) -> Fleet:
+        return Watching(host_set(loaded, population.hosts))
+
+    simulate(pressed(tmp_path), tmp_path / "out", fleet=fleet)
+    assert len(before) > 2
 
 
 # Nothing gets lost.

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from synthetic_run import Synthetic
 
-from cluster import html, readback, report_shape, reports
+from cluster import charts, html, readback, report_shape, reports
 from cluster.summary import answer, clock, hours, percent, plain, slowdown, summary_lines
 from cluster.tables import OutputError
 
@@ -85,6 +85,25 @@ def test_every_chart_says_in_words_what_it_shows(whole: Path) -> None:
     labels = re.findall(r'<svg viewBox="[^"]+" role="img" aria-label="([^"]+)">', text)
     assert len(labels) == text.count("<svg") == 8  # four charts, wide and narrow
     assert all(len(label) > 60 for label in labels)
+
+
+def test_no_label_of_a_chart_is_cut(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is room wasted: what stands around the axes ends just before the edges of the picture."""
+    drawn: list[tuple[Any, tuple[float, float]]] = []
+    fit = charts._fit
+
+    def fitted(axes: Any, size: tuple[float, float]) -> None:
+        fit(axes, size)
+        drawn.append((axes, size))
+
+    monkeypatch.setattr(charts, "_fit", fitted)
+    html.build(whole)
+    assert len(drawn) == 8
+    for axes, size in drawn:
+        box = axes.get_tightbbox()
+        right, top = (72 * inches for inches in size)
+        for gap in (box.x0, box.y0, right - box.x1, top - box.y1):
+            assert 0 <= gap < 3 * charts.PADDING, (axes.get_ylabel(), size, box)
 
 
 def test_the_page_answers_the_question_and_shows_the_numbers(whole: Path) -> None:

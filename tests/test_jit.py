@@ -12,9 +12,11 @@ import numba
 import pytest
 from crowded_hosts import SECOND, crowded_host
 from host_builders import counter
+from numba.core import base, types
+from numba.np import arrayobj
 
 import hostsim
-from hostsim import jit, snapshot
+from hostsim import dispatch, jit, snapshot
 
 PACKAGE = Path(hostsim.__file__).parent
 TESTS = Path(__file__).parent
@@ -136,6 +138,38 @@ def test_without_a_folder_to_write_to_kernels_are_compiled_in_memory(tmp_path: P
 def test_other_users_of_numba_keep_their_settings() -> None:
     assert str(jit.CACHE_FOLDER) != numba.config.CACHE_DIR
     assert not numba.config.CACHE_LOCATOR_CLASSES
+
+
+@pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="runs uncompiled: compiles nothing")
+def test_other_users_of_numba_keep_its_functions() -> None:
+    """What is replaced while a kernel compiles, right or wrong, is there again afterwards."""
+
+    def functions() -> list[object]:
+        return [
+            arrayobj.fix_integer_index,
+            types.functions.BaseFunction.get_call_type,
+            base.BaseContext.get_abi_sizeof,
+        ]
+
+    before = functions()
+    seen: list[list[object]] = []
+
+    def looks(value: int) -> int:
+        return value + 1
+
+    def fails(value: int) -> int:
+        return value.nothing  # type: ignore[attr-defined, no-any-return]
+
+    finalize = dispatch._Whole.finalize
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            dispatch._Whole, "finalize", lambda whole: (seen.append(functions()), finalize(whole))
+        )
+        assert dispatch.Kernel(looks, jit._OPTIONS)(1) == 2
+        with pytest.raises(numba.TypingError):
+            dispatch.Kernel(fails, jit._OPTIONS)(1)
+    assert len(seen) == 1 and not any(a is b for a, b in zip(seen[0], before, strict=True))
+    assert functions() == before
 
 
 TINY = """

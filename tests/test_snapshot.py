@@ -109,6 +109,20 @@ def test_the_digest_does_not_know_vms_that_left_no_trace() -> None:
     assert snapshot.digest(busy) == snapshot.digest(plain)
 
 
+@pytest.mark.parametrize("salting", ["none", "vm"])
+def test_contents_are_named_as_in_each_vm_by_itself(salting: str) -> None:
+    """The slow twin of the table of names looks every word up among the VM's own ranges."""
+    host = grown(crowded_host(sharing={"salting": salting}), 30)
+    names, words = snapshot.local_names(host.ranges), host.state.content.astype(np.int64)
+    assert (words & UNIQUE != 0).any() and (words & STALE != 0).any()
+    for vm in host.vm_ids():
+        row = row_of(host, vm)
+        its = words[row.base_slot : row.base_slot + row.size_slots]
+        alone = snapshot.to_local(its, snapshot.ranges_of(host, row_index(host, vm)))
+        assert np.array_equal(snapshot.named(its, names), alone)
+        assert len(np.unique(alone[alone & UNIQUE == 0] >> snapshot.RANGE_SHIFT)) > 1
+
+
 def test_a_measurement_is_part_of_the_digest_and_saving_is_not() -> None:
     host = snapshot.load(starved())
     before = snapshot.digest(host)
