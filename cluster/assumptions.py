@@ -6,7 +6,7 @@ numbers are listed like other defaults, because readers of a report do not know 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,9 +35,23 @@ _NO_VALUE = {
     "application": "the image's own",
     "workload": "none: the VM does what its image's hashes say",
     "workloads": "none: the trace's own usage",
+    "pool": "the root",
+    "parent": "the root",
+    "failures": "none at random",
 }
 """What leaving a key out means where its default is null."""
-_NO_ASSUMPTION = {"question", "images", "vms", "events", "trace", "path", "data", "pool"}
+_NO_ASSUMPTION = {
+    "question",
+    "images",
+    "vms",
+    "events",
+    "trace",
+    "path",
+    "data",
+    "pool",
+    "pools",
+    "rules",
+}
 """Keys of which nothing is simulated when they are left out (`vms` and `images` of a scenario)."""
 
 
@@ -49,9 +63,27 @@ def of_scenario(scenario: Scenario, given: dict[str, Any]) -> Assumptions:
         if image.content.hashes is not None:
             for key in FROM_HASHES:
                 found.pop(f"images[{image.name}].{key}", None)
+    idle = tuple(_without_effect(scenario))
+    return {key: text for key, text in found.items() if not key.startswith(idle)}
+
+
+def _without_effect(scenario: Scenario) -> Iterator[str]:
+    """Beginnings of keys that decide nothing in this scenario."""
     if scenario.trace is not None and scenario.trace.workloads is not None:
-        return {key: text for key, text in found.items() if not key.startswith("trace.guest.")}
-    return found
+        yield "trace.guest."
+    actions = {event.action for event in scenario.events}
+    balances, saves = scenario.balancing.level > 0, scenario.power.saving
+    if not balances:
+        yield "balancing.idle"
+        if not scenario.pools:
+            yield "balancing.interval"
+    if not saves:
+        yield from (f"power.{key}" for key in type(scenario.power).model_fields if key != "saving")
+    if not (balances or saves or scenario.rules or actions & {"migrate", "maintenance"}):
+        yield "migration."
+    options = scenario.availability
+    if options.failures is None and options.trace is None and "fail" not in actions:
+        yield "availability."
 
 
 def _unstated(model: BaseModel, given: dict[str, Any], prefix: str) -> Assumptions:

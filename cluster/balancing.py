@@ -42,11 +42,16 @@ class Move:
 
 
 def next_after(sight: Sight) -> int:
-    """The next epoch at which balancing looks; intervals are rounded up to epochs."""
+    """The next epoch at which balancing looks, if it is on; intervals are rounded up to epochs."""
     options = sight.scenario.balancing
     if options.level == 0:
         return sight.scenario.duration // sight.scenario.epoch
-    every = -(-options.interval // sight.scenario.epoch)
+    return next_look(sight)
+
+
+def next_look(sight: Sight) -> int:
+    """The next epoch that begins an interval."""
+    every = -(-sight.scenario.balancing.interval // sight.scenario.epoch)
     return sight.epoch - sight.epoch % every + every
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from cluster.messages import (
     Delay,
+    Entitle,
     EpochReport,
     Hold,
     LevelChange,
@@ -200,6 +201,8 @@ class HostSet:
             case SetVm():
                 values = {"reservation": order.reservation, "limit": order.limit}
                 host.set_vm(order.vm, shares=order.shares, **values)
+            case Entitle():
+                host.set_vm(order.vm, limit=order.limit, shares=order.shares)
             case SetHost():
                 host.set_host(idle_tax=order.idle_tax)
             case MoveOut():

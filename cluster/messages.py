@@ -21,6 +21,7 @@ __all__ = [
     "LEVELS",
     "VM_ROW",
     "Delay",
+    "Entitle",
     "EpochReport",
     "Hold",
     "LevelChange",
@@ -71,6 +72,17 @@ class SetVm:
     reservation: int | None = None
     limit: int | None = None
     shares: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entitle:
+    """What a VM's pools entitle it to: so many MiB, as its shares, and its limit in bytes."""
+
+    host: HostId
+    vm: VmId
+    entitled_mib: int
+    limit: int
+    shares: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +144,7 @@ class SwitchOn:
 Order = (
     PowerOn
     | PowerOff
+    | Entitle
     | Reset
     | SetVm
     | SetHost

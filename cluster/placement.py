@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cluster.policies import Placement
-from cluster.state import ON, ClusterState, Ints
+from cluster.state import NOWHERE, ON, ClusterState, Ints
 from hostsim.units import HostId, VmId
 
 Bools = Any
@@ -152,9 +152,20 @@ def keeps_rules(state: ClusterState, taken: Taken, placement: Placement, vm: VmI
     return state.rules.allowed(state.whereabouts(), vm, len(state.power))
 
 
+def fits_pool(state: ClusterState, taken: Taken, placement: Placement, vm: VmId) -> Bools:
+    """The VM's resource pool has the memory unreserved, or may take it from the pool above."""
+    if not state.pools.pools:
+        return np.True_
+    needs = state.reservation + state.vms.overhead
+    promised = np.where(state.host_of != NOWHERE, needs, 0)
+    room = int(state.hosts.reservable[state.power == ON].sum())
+    return np.bool_(state.pools.admits(promised, vm, int(needs[vm]), room))
+
+
 FILTERS: dict[str, Filter] = {
     "no host is on": is_open,
     "no host keeps the rules": keeps_rules,
+    "its pool has not the memory reserved": fits_pool,
     "larger than any host": fits_at_all,
     "no host has the memory reserved": has_memory_reservation,
     "no host has the swap space": has_swap_space,

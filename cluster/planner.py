@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cluster import balancing, evacuation, flights, lifecycle, power_saving, restarts
+from cluster import balancing, entitling, evacuation, flights, lifecycle, power_saving, restarts
 from cluster.agenda import Agenda, Due, HostDue
 from cluster.decisions import Plan, Sight
 from cluster.state import BOOTING, ClusterState
@@ -25,6 +25,7 @@ def plan(now: ClusterState, due: Sequence[Due | HostDue], sight: Sight) -> Plan:
     made = made.then(power_saving.plan(made.after, sight))
     made = made.then(evacuation.plan(made.after, sight))
     made = made.then(balancing.plan(made.after, sight))
+    made = made.then(entitling.plan(made.after, sight))
     return made.then(flights.hold(made.after, sight))
 
 
@@ -32,5 +33,6 @@ def next_due(after: ClusterState, agenda: Agenda, sight: Sight, last: int) -> in
     """The next epoch in which anything may have to be decided, `last` at most."""
     if after.flights or after.queue or evacuation.is_any(after) or (after.power == BOOTING).any():
         return min(sight.epoch + 1, last)
-    looks = balancing.next_after(sight), power_saving.next_after(sight)
-    return min(agenda.next_after(sight.epoch, last), *looks)
+    looks = [balancing.next_after(sight), power_saving.next_after(sight)]
+    looks += [entitling.next_after(after, sight), agenda.next_after(sight.epoch, last)]
+    return min(looks)

@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from hostsim.config import FrozenModel
-from hostsim.units import MIB, BytesPerSecond, Milliseconds, Milliwatts, Permille
+from hostsim.units import MIB, Bytes, BytesPerSecond, Milliseconds, Milliwatts, Permille
 
+Name = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""Names appear in file names, logs and tables: letters, digits, dot, underscore, hyphen."""
 Ratio = Annotated[float, Field(ge=0.1, le=1000)]
 
 
@@ -67,6 +69,34 @@ class Rule(FrozenModel):
     def _hosts_belong_to_hosts(self) -> Rule:
         if (self.kind == "hosts") != bool(self.hosts):
             raise ValueError("hosts are given for kind hosts, and for no other")
+        return self
+
+
+POOL_SHARES = {"low": 81_920, "normal": 163_840, "high": 327_680}
+"""A pool counts as a VM of 16 GiB, with 5, 10 or 20 shares a MiB (vSphere's defaults)."""
+
+
+class ResourcePool(FrozenModel):
+    """Memory that VMs, or pools below it, have in common."""
+
+    name: Name
+    parent: str | None = None
+    """The pool that it is in; none: it is at the root, which has all hosts' memory."""
+    reservation: Bytes = 0
+    expandable: bool = True
+    """When its VMs reserve more than it has, the rest may come from the pool above."""
+    limit: Bytes | None = Field(None, gt=0)
+    shares: Annotated[int, Field(ge=1, le=1 << 40)] | Literal["low", "normal", "high"] = "normal"
+
+    @property
+    def share_count(self) -> int:
+        """Shares as a number."""
+        return self.shares if isinstance(self.shares, int) else POOL_SHARES[self.shares]
+
+    @model_validator(mode="after")
+    def _bounds(self) -> ResourcePool:
+        if self.limit is not None and self.reservation > self.limit:
+            raise ValueError("reservation must not exceed limit")
         return self
 
 

@@ -8,11 +8,14 @@ Nothing here is random that was not drawn from the seed and the VM's name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from cluster import outages, rules
-from cluster.policies import Watts
+from cluster.policies import ResourcePool, Watts
+from cluster.pools import ROOT, UNLIMITED, Pool, Pools
 from cluster.replays import all_replays
 from cluster.scenario import HostGroup, Scenario, VmGroup, member_names
 from cluster.scenario_file import Loaded
@@ -57,6 +60,7 @@ class Population:
     hosts: tuple[HostSpec, ...]
     vms: tuple[PlannedVm, ...]
     rules: rules.Rules = field(default_factory=rules.Rules)
+    pools: Pools = field(default_factory=Pools)
     outages: tuple[outages.Outage, ...] = ()
     """Failures that no event names: drawn from the seed, or from a trace."""
 
@@ -76,6 +80,7 @@ class _Plan:
     vm_clock: bool = False
     offset_ms: int = 0
     replay: Replay | None = None
+    pool: str | None = None
 
 
 @dataclass(slots=True)
@@ -169,7 +174,13 @@ def populate(loaded: Loaded) -> Population:
     hosts = _hosts(loaded.scenario.hosts)
     names = [host.name for host in hosts]
     found = outages.drawn(loaded.scenario, names) + outages.traced(loaded.outages, names)
-    return Population(hosts, tuple(vms), _rules(loaded.scenario, hosts, vms), found)
+    return Population(
+        hosts,
+        tuple(vms),
+        _rules(loaded.scenario, hosts, vms),
+        _pools(loaded.scenario, vms, {name: plan.pool for name, plan in plans.items()}),
+        found,
+    )
 
 
 def _rules(scenario: Scenario, hosts: tuple[HostSpec, ...], vms: list[PlannedVm]) -> rules.Rules:
@@ -190,6 +201,33 @@ def _rules(scenario: Scenario, hosts: tuple[HostSpec, ...], vms: list[PlannedVm]
             for rule in scenario.rules
         )
     )
+
+
+def _pools(scenario: Scenario, vms: list[PlannedVm], pool_of: Mapping[str, str | None]) -> Pools:
+    """The tree, parents first, then by name; and where in it each VM is."""
+    given = {pool.name: pool for pool in scenario.pools}
+    depths = {name: _depth(name, given) for name in given}
+    names = sorted(given, key=lambda name: (depths[name], name))
+    places: dict[str | None, int] = {name: at for at, name in enumerate(names)} | {None: ROOT}
+    pools = tuple(
+        Pool(
+            name=name,
+            parent=places[given[name].parent],
+            reservation=given[name].reservation,
+            expandable=given[name].expandable,
+            limit=UNLIMITED if (limit := given[name].limit) is None else limit,
+            shares=given[name].share_count,
+        )
+        for name in names
+    )
+    of_vm = [places[pool_of[vm.spec.name]] for vm in vms]
+    return Pools(pools, np.array(of_vm, np.int64))
+
+
+def _depth(name: str, pools: Mapping[str, ResourcePool]) -> int:
+    """How many pools are above one."""
+    parent = pools[name].parent
+    return 0 if parent is None else 1 + _depth(parent, pools)
 
 
 def by_number(name: str) -> tuple[tuple[str, ...], tuple[int, ...], str]:
@@ -235,6 +273,7 @@ def _from_groups(loaded: Loaded, shared: _Shared) -> Iterator[tuple[str, _Plan]]
                     vm_clock=shared.on_vm_clock(group.workload),
                     offset_ms=shared.offset_ms(group.workload, name),
                     replay=shared.replays.get(name),
+                    pool=group.pool,
                 ),
             )
 
@@ -280,5 +319,6 @@ def _from_trace(loaded: Loaded, shared: _Shared) -> Iterator[tuple[str, _Plan]]:
                 repeat=shared.workloads[workload].repeat if follows else False,
                 vm_clock=follows and shared.on_vm_clock(workload),
                 offset_ms=shared.offset_ms(workload, name) if follows else 0,
+                pool=source.pool,
             ),
         )

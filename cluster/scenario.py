@@ -18,8 +18,10 @@ from cluster.policies import (
     Availability,
     Balancing,
     Migration,
+    Name,
     Placement,
     Power,
+    ResourcePool,
     Rule,
     Watts,
 )
@@ -35,8 +37,6 @@ SAMPLE_MAX = 4096
 SLOTS_MIN = 256
 """Fewer slots than this are too few to stand for a VM's pages (design: miniature simulation)."""
 
-Name = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-"""Names appear in file names, logs and tables: letters, digits, dot, underscore, hyphen."""
 Weight = Annotated[int, Field(ge=0, le=1_000_000)]
 Shares = Annotated[int, Field(ge=0, le=1 << 40)] | Literal["low", "normal", "high"]
 
@@ -148,6 +148,8 @@ class VmGroup(VmConfig):
     common, whatever their images. Default: the image's."""
     workload: str | None = None
     """Required, unless the image's content is hashes: what the file says is then all they do."""
+    pool: str | None = None
+    """The resource pool that these VMs are in; none: the root."""
     start: Milliseconds | Literal["never"] = 0
     """When the first of the group arrives; `never` leaves it to an event."""
     stop: Milliseconds | None = None
@@ -187,6 +189,8 @@ class TraceSource(FrozenModel):
     overhead: Bytes = 32 * MIB
     balloon: Literal["present", "absent", "disabled"] = "present"
     sharing: bool = True
+    pool: str | None = None
+    """The resource pool of the trace's VMs."""
 
     @field_validator("images", "workloads")
     @classmethod
@@ -273,6 +277,7 @@ class Scenario(FrozenModel):
     migration: Migration = Migration()
     balancing: Balancing = Balancing()
     rules: tuple[Rule, ...] = Field((), max_length=10_000)
+    pools: tuple[ResourcePool, ...] = Field((), max_length=10_000)
     availability: Availability = Availability()
     power: Power = Power()
     events: tuple[Event, ...] = Field((), max_length=100_000)

@@ -184,6 +184,31 @@ def applications(parts: Parts) -> Iterator[Problem]:
             yield parts.problem("vms", at, "application", why=why)
 
 
+def pools(parts: Parts) -> Iterator[Problem]:
+    """Pools that pools and VMs are in exist, and no pool is above itself."""
+    yield from _unique(parts, "pools", ((at, [pool.name]) for at, pool in parts.items("pools")), {})
+    known = parts.written_names("pools")
+    named: list[tuple[Place, str]] = [
+        (("pools", at, "parent"), pool.parent) for at, pool in parts.items("pools") if pool.parent
+    ]
+    named += [(("vms", at, "pool"), group.pool) for at, group in parts.items("vms") if group.pool]
+    source = parts.scenario.trace
+    if source is not None and source.pool is not None and parts.whole("trace"):
+        named.append((("trace", "pool"), source.pool))
+    for path, name in named:
+        if name not in known:
+            why = f"is no pool: {closest(name, known)}known: {listed(known)}"
+            yield parts.problem(*path, why=why)
+    parents = {pool.name: pool.parent for _, pool in parts.items("pools")}
+    for at, pool in parts.items("pools"):
+        above, seen = pool.parent, {pool.name}
+        while above in parents and above not in seen:
+            seen.add(above)
+            above = parents[above]
+        if above == pool.name:
+            yield parts.problem("pools", at, "parent", why="leads back to the pool itself")
+
+
 def rules(parts: Parts) -> Iterator[Problem]:
     """Rules name VMs and hosts that there are, as members or as groups."""
     groups = {key: parts.written_names(key) for key in ("vms", "hosts")}

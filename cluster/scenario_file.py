@@ -40,13 +40,14 @@ from hostsim.units import FILE
 _STAND_IN: dict[str, Any] = {"name": "unknown", "duration": "60 s", "hosts": ({"name": "unknown"},)}
 """For required keys that are broken, so that the rest can be checked; never part of a message."""
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-_LISTS = ("hosts", "images", "workloads", "vms", "rules", "events")
+_LISTS = ("hosts", "images", "workloads", "vms", "pools", "rules", "events")
 _CHECKS = (
     scenario_checks.time_grid,
     scenario_checks.names,
     scenario_checks.references,
     scenario_checks.sizes,
     scenario_checks.applications,
+    scenario_checks.pools,
     scenario_checks.rules,
     scenario_checks.arrivals,
     scenario_checks.demand,

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from cluster.messages import (
     Delay,
+    Entitle,
     EpochReport,
     Hold,
     MoveIn,
@@ -30,6 +31,7 @@ from cluster.messages import (
     SwitchOn,
 )
 from cluster.migration import Flight
+from cluster.pools import Pools
 from cluster.population import Population
 from cluster.rules import Rules
 from hostsim.units import PAGE_SIZE, HostId, VmId
@@ -102,6 +104,7 @@ class ClusterState:
     reservation  (n_vms,) bytes; this and the next two outlive a power-off
     limit        (n_vms,) bytes
     shares       (n_vms,) a number
+    entitled     (n_vms,) MiB by its pools, as its host was told; NOWHERE if it was not
     consumed     (n_vms,) bytes, last measured or expected
     active       (n_vms,) bytes, last measured or expected
     allocated    (n_vms,) pages in memory, last measured
@@ -110,6 +113,7 @@ class ClusterState:
     flights      VMs on their way, by id
     queue        VMs that wait for a host, in order
     rules        which VMs may be where: they never change
+    pools        resource pools: they never change
     """
 
     hosts: HostColumns
@@ -124,6 +128,7 @@ class ClusterState:
     reservation: Ints
     limit: Ints
     shares: Ints
+    entitled: Ints
     consumed: Ints
     active: Ints
     allocated: Ints
@@ -132,6 +137,7 @@ class ClusterState:
     flights: tuple[Flight, ...] = ()
     queue: tuple[Waiting, ...] = ()
     rules: Rules = field(default_factory=Rules)
+    pools: Pools = field(default_factory=Pools)
 
     def per_host(self, column: Ints) -> Ints:
         """(n_hosts,) sums of a VM column over the VMs that are on."""
@@ -189,18 +195,20 @@ def initial(population: Population) -> ClusterState:
         reservation=_column([spec.config.reservation for spec in specs]),
         limit=_column([spec.config.limit or spec.config.memory for spec in specs]),
         shares=_column([spec.config.share_count for spec in specs]),
+        entitled=np.full(len(specs), NOWHERE, np.int64),
         consumed=footprint.copy(),
         active=footprint.copy(),
         allocated=none,
         writes=none.copy(),
         cpu_ms=none.copy(),
         rules=population.rules,
+        pools=population.pools,
     )
 
 
 def copy(state: ClusterState) -> ClusterState:
     """The same state, whose columns may be written to until it is handed on."""
-    columns = (*OF_HOSTS, "host_of", *MEASURED, *SETTINGS)
+    columns = (*OF_HOSTS, "host_of", "entitled", *MEASURED, *SETTINGS)
     return replace(state, **{name: getattr(state, name).copy() for name in columns})
 
 
@@ -210,6 +218,7 @@ def carry_out(state: ClusterState, order: Order) -> None:
         case PowerOn():
             vm = order.vm.vm
             state.host_of[vm] = order.host
+            state.entitled[vm] = NOWHERE
             state.consumed[vm] = state.active[vm] = state.vms.footprint[vm]
             state.allocated[vm] = state.writes[vm] = state.cpu_ms[vm] = 0
         case PowerOff():
@@ -219,6 +228,7 @@ def carry_out(state: ClusterState, order: Order) -> None:
                 value = getattr(order, name)
                 if value is not None:
                     getattr(state, name)[order.vm] = value
+            state.entitled[order.vm] = NOWHERE
         case MoveOut():
             state.host_of[order.vm] = NOWHERE
         case MoveIn():
@@ -235,6 +245,8 @@ def carry_out(state: ClusterState, order: Order) -> None:
             state.host_of[state.host_of == order.host] = NOWHERE
         case SwitchOn():
             state.power[order.host] = ON
+        case Entitle():
+            state.entitled[order.vm] = order.entitled_mib
         case Reset() | SetHost() | Delay():
             pass
 

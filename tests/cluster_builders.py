@@ -20,6 +20,7 @@ from cluster.coordinator import Coordinator, Outcome, Progress
 from cluster.decisions import Decision, Plan, Sight
 from cluster.fleet import Finish, Fleet, HostSet, LocalFleet, census_epochs, merge
 from cluster.messages import EpochReport, MoveOut, Order
+from cluster.pools import Pools
 from cluster.population import HostSpec, Population, populate
 from cluster.rules import Rules
 from cluster.scenario import Scenario
@@ -113,6 +114,7 @@ def cluster(
     size: Sequence[int],
     on: Sequence[int] | None = None,
     rules: Rules | None = None,
+    pools: Pools | None = None,
     **columns: Any,
 ) -> ClusterState:
     """A state from columns; what is not given is ample room and zero needs.
@@ -149,12 +151,14 @@ def cluster(
         reservation=column("reservation", [0] * vms),
         limit=column("limit", size),
         shares=column("shares", [1000] * vms),
+        entitled=column("entitled", [NOWHERE] * vms),
         consumed=column("consumed", footprint),
         active=column("active", footprint),
         allocated=column("allocated", [0] * vms),
         writes=column("writes", [0] * vms),
         cpu_ms=column("cpu_ms", [0] * vms),
         rules=Rules() if rules is None else rules,
+        pools=Pools() if pools is None else pools,
     )
     assert not columns, f"unknown columns: {columns}"
     return state
@@ -167,7 +171,15 @@ def arrays_of(state: ClusterState) -> list[list[int]]:
     columns += [vms.size, vms.overhead, vms.vcpus, vms.footprint]
     columns += [state.host_of, state.reservation, state.limit, state.shares]
     columns += [state.consumed, state.active, state.allocated, state.writes, state.cpu_ms]
-    columns += [state.power, state.spare, state.held, state.ready_ms, state.low_ms, state.high_ms]
+    columns += [
+        state.entitled,
+        state.power,
+        state.spare,
+        state.held,
+        state.ready_ms,
+        state.low_ms,
+        state.high_ms,
+    ]
     return [column.tolist() for column in columns]
 
 

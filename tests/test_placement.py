@@ -6,12 +6,13 @@ import copy
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 from cluster_builders import arrays_of, cluster
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster import rules
+from cluster import pools, rules
 from cluster.placement import FILTERS, Choice, load, place, taken
 from cluster.policies import Placement
 from cluster.state import EVACUATING, FAILED, NOWHERE, OFF, ON, ClusterState
@@ -71,6 +72,7 @@ def test_ties_go_to_the_lower_host_id(name: str) -> None:
     assert place(state, fits, NEWCOMER).host == 1
 
 
+SMALL = pools.Pools((pools.Pool("p", pools.ROOT, 2, False, 9, 1),), np.zeros(4, np.int64))
 NEVER_TOGETHER = rules.of((rules.Rule(rules.APART, (VmId(0), VmId(1), VmId(2), VmId(3))),))
 REFUSALS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("no host is on", {"power": [EVACUATING, OFF, FAILED]}, {}),
@@ -80,6 +82,12 @@ REFUSALS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("no host has the memory reserved", {"overhead": [0, 0, 0, 101]}, {}),
     ("no host has the memory reserved", {"overhead": [91, 91, 91, 10]}, {}),
     ("no host has the swap space", {"swap_space": [59, 89, 29]}, {}),
+    ("its pool has not the memory reserved", {"reservation": [1, 0, 0, 2], "pools": SMALL}, {}),
+    (
+        "the room for host failures would be taken",
+        {"reservation": [50, 80, 20, 0], "overhead": [0, 0, 0, 51]},
+        {"tolerate": 1},
+    ),
     ("no host is within the memory overcommit limit", {}, {"overcommit": 0.29}),
     (
         "no host is within the memory overcommit limit",
@@ -180,10 +188,12 @@ def naive_place(state: ClusterState, placement: Placement, vm: int) -> tuple[int
         cpu_limit = None if placement.cpu_overcommit is None else cpus * placement.cpu_overcommit
         passes = [
             state.power[host] == ON,
-            True,  # no rules: they have tests of their own
+            True,  # no rules and no pools: they have tests of their own
+            True,
             int(state.vms.size[vm]) <= memory,
             promised <= int(state.hosts.reservable[host]),
             swap <= int(state.hosts.swap_space[host]),
+            True,  # no failures to tolerate
             memory_limit is None or taken <= memory_limit,
             cpu_limit is None or vcpus <= cpu_limit,
         ]

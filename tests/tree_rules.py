@@ -52,14 +52,14 @@ LAYERS = [
     "cluster.scenario_events cluster.scenario_hashes cluster.outages",
     "cluster.scenario_file",
     "cluster.replays",
-    "cluster.rules",
+    "cluster.rules cluster.pools",
     "cluster.population",
     "cluster.migration cluster.budget",
     "cluster.state",
     "cluster.placement cluster.decisions cluster.agenda cluster.conservation",
     "cluster.demand cluster.flights",
     "cluster.hosts cluster.balancing",
-    "cluster.lifecycle cluster.evacuation cluster.power_saving",
+    "cluster.lifecycle cluster.evacuation cluster.power_saving cluster.entitling",
     "cluster.restarts",
     "cluster.history",
     "cluster.planner cluster.fleet cluster.reports",
@@ -113,7 +113,7 @@ POLICIES = (
     *("hostsim.allocate", "hostsim.reclaim", "cluster.placement", "cluster.migration"),
     *("cluster.flights", "cluster.lifecycle", "cluster.planner", "cluster.balancing"),
     *("cluster.demand", "cluster.rules", "cluster.hosts", "cluster.evacuation"),
-    *("cluster.power_saving", "cluster.restarts"),
+    *("cluster.power_saving", "cluster.restarts", "cluster.pools", "cluster.entitling"),
 )
 OUT_PARAMETERS = {"hostsim.allocate": ("target",)}
 """Arrays that a policy's caller lends it for the answer; kernels return no arrays."""
