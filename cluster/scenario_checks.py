@@ -199,6 +199,7 @@ def pools(parts: Parts) -> Iterator[Problem]:
         if name not in known:
             why = f"is no pool: {closest(name, known)}known: {listed(known)}"
             yield parts.problem(*path, why=why)
+    yield from _overdrawn(parts)
     parents = {pool.name: pool.parent for _, pool in parts.items("pools")}
     for at, pool in parts.items("pools"):
         above, seen = pool.parent, {pool.name}
@@ -207,6 +208,19 @@ def pools(parts: Parts) -> Iterator[Problem]:
             above = parents[above]
         if above == pool.name:
             yield parts.problem("pools", at, "parent", why="leads back to the pool itself")
+
+
+def _overdrawn(parts: Parts) -> Iterator[Problem]:
+    """Pools in a pool reserve at most what that has, or its limit where it expands."""
+    reserved: dict[str | None, int] = {}
+    for _, pool in parts.items("pools"):
+        reserved[pool.parent] = reserved.get(pool.parent, 0) + pool.reservation
+    for at, pool in parts.items("pools"):
+        most = pool.limit if pool.expandable else pool.reservation
+        if most is not None and reserved.get(pool.name, 0) > most:
+            what = "limit" if pool.expandable else "reservation"
+            why = f"is less than pools in it reserve together, {bytes_text(reserved[pool.name])}"
+            yield parts.problem("pools", at, what, why=why)
 
 
 def rules(parts: Parts) -> Iterator[Problem]:

@@ -70,11 +70,13 @@ def forests(draw: some.DrawFn) -> tuple[Pools, dict[str, list[int]], int]:
     made = []
     for at in range(n_pools):
         limit = draw(some.sampled_from([UNLIMITED, 50, 300]))
+        parent = draw(some.integers(-1, at - 1))
+        held = draw(some.sampled_from([0, 0, 40, 200])) if parent == ROOT else 0
         made.append(
             (
-                draw(some.integers(-1, at - 1)),
+                parent,
                 {
-                    "reservation": min(draw(some.sampled_from([0, 0, 40, 200])), limit),
+                    "reservation": min(held, limit),
                     "limit": limit,
                     "shares": draw(some.integers(1, 50)),
                     "expandable": draw(some.booleans()),
@@ -160,6 +162,9 @@ POOLS: list[dict[str, Any]] = [
 ]
 
 
+BIG = {"reservation": "2 GiB"}
+
+
 def pooled(folder: Path, **values: Any) -> Any:
     groups = PRESSED["vms"]
     vms = [groups[0] | {"pool": "gold", "count": 4, "interval": "0 s"}]
@@ -214,6 +219,16 @@ def test_who_finds_no_room_in_its_pool_is_refused(tmp_path: Path) -> None:
         ),
         ([{"name": "a", "reservation": "2 GiB", "limit": "1 GiB"}], "pools[0]", "must not exceed"),
         ([], "vms[0].pool", "is no pool"),
+        (
+            [POOLS[0] | {"limit": "1 GiB"}, *POOLS[1:], {"name": "x", "parent": "gold"} | BIG],
+            "pools[0].limit",
+            "is less than pools in it reserve together, 2 GiB",
+        ),
+        (
+            [POOLS[0] | {"expandable": False}, *POOLS[1:], {"name": "x", "parent": "gold"} | BIG],
+            "pools[0].reservation",
+            "is less than pools in it reserve together, 2 GiB",
+        ),
     ],
 )
 def test_wrong_pools_are_refused(
