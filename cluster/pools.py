@@ -50,7 +50,8 @@ class Pools:
     of_vm: Any = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def admits(self, promised: Ints, vm: VmId, needed: int, room: int) -> bool:
-        """Whether `needed` bytes are unreserved in a VM's pool, or above it where that expands.
+        """Whether `needed` bytes are unreserved in a VM's pool, or above it where that expands,
+        within the limits on the way.
 
         promised: (n_vms,) bytes reserved by each VM that is on, 0 by others. room: what all hosts
         together may promise.
@@ -59,6 +60,8 @@ class Pools:
         at = int(self.of_vm[vm])
         while at != ROOT:
             pool = self.pools[at]
+            if used[at] + needed > pool.limit:
+                return False
             free = max(pool.reservation - used[at], 0)
             if needed <= free:
                 return True

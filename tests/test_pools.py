@@ -88,9 +88,11 @@ def forests(draw: some.DrawFn) -> tuple[Pools, dict[str, list[int]], int]:
         return draw(some.lists(some.integers(low, high), min_size=n_vms, max_size=n_vms))
 
     limit = column(1, 200)
+    limited = any(more["limit"] < UNLIMITED for _, more in made)
     columns = {
         "limit": limit,
-        "reservation": [draw(some.integers(0, most // 2)) for most in limit],
+        # Admission lets VMs reserve no more than their pool's limit: here none.
+        "reservation": [0 if limited else draw(some.integers(0, most // 2)) for most in limit],
         "shares": column(1, 30),
         "demand": column(0, 250),
     }
@@ -105,7 +107,6 @@ def test_bounds_hold_and_nothing_is_wasted(given_: tuple[Pools, dict[str, list[i
     reservation, limit = np.array(columns["reservation"]), np.array(columns["limit"])
     assert (got <= limit).all()
     _, _, cap = pools._summed(found, wants_of(columns), np.ones(len(got), np.bool_))
-    beyond = 0
     for at, pool in enumerate(found.pools):
         mine = got[is_below(found, at)]
         held = reservation[is_below(found, at)].sum()
@@ -151,6 +152,8 @@ def test_admission_takes_from_the_pool_then_from_above_if_it_may() -> None:
     grows = tree((ROOT, {"reservation": 100}), of_vm=[0, 0])
     assert admits(grows, [60, 0], 1, 41)
     assert admits(grows, [60, 0], 1, 940) and not admits(grows, [60, 0], 1, 941)
+    limited = tree((ROOT, {"limit": 100}), of_vm=[0, 0])
+    assert admits(limited, [60, 0], 1, 40) and not admits(limited, [60, 0], 1, 41)
     # What a child has reserved is taken of its parent, used or not.
     nested = tree(
         (ROOT, {"reservation": 100, "expandable": False}), (0, {"reservation": 70}), of_vm=[0, 1]
