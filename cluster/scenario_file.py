@@ -157,7 +157,8 @@ def digest_of(
 ) -> str:
     """SHA-256 of everything that decides the result."""
     values = scenario.model_dump(mode="json", exclude={"trace": {"path", "data"}})
-    values["availability"]["trace"] = [[one.at_ms, one.host, one.repair_ms] for one in named]
+    if scenario.availability.trace is not None:
+        values["availability"]["trace"] = [[one.at_ms, one.host, one.repair_ms] for one in named]
     for image in values["images"]:
         found = (hashes or {}).get(image["name"])
         for key in ("hashes", *HASH_KEYS):

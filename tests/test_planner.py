@@ -186,7 +186,7 @@ def test_each_decision_sees_what_the_one_before_it_did(tmp_path: Path) -> None:
         ("refused", reason),
     ]
     assert first.decisions[2].facts["hosts_left"] == {
-        **dict.fromkeys(list(FILTERS)[:3], 1),
+        **dict.fromkeys(list(FILTERS)[: list(FILTERS).index(reason)], 1),
         reason: 0,
     }
     # The departure of who never came is no decision.

@@ -87,7 +87,7 @@ def test_keys_are_those_of_the_contract() -> None:
     assert set(report["cost"]["slowdown_by_cause"]) == set(CAUSES)
     assert report["schema"] == 2
     assert report["assumptions"]["a.b"] == "c"
-    assert "null" in report["assumptions"]["report.energy"]
+    assert "linear in CPU load" in report["assumptions"]["report.energy"]
 
 
 def test_configured_memory_is_conserved() -> None:
