@@ -50,8 +50,16 @@ def run(
     ] = False,
     data: DataRoot = DATA_ROOT,
 ) -> None:
-    """Run a scenario and write its report."""
+    """Run a scenario and write its report; with `sweep`, many runs and what they say together."""
     from cluster import execute
+    from cluster.studies import sweep_file
+
+    if sweep_file.has_sweep(scenario):
+        if check or hosts_per_actor != "auto":
+            _fail("--check and --hosts-per-actor are not for a sweep: a run is one process", 2)
+        place = None if local else _cluster(address)
+        _study(scenario, out, place, seed, data, as_json)
+        return
 
     options = execute.Options(
         scenario=scenario,
@@ -74,26 +82,47 @@ def run(
         _fail(f"stopped before the end: partial results are in {folder}", 1)
 
 
+def _study(
+    scenario: Path,
+    out: Path | None,
+    address: str | None,
+    seed: int | None,
+    data: Path,
+    as_json: bool,
+) -> None:
+    """Run a sweep, show it, and end as it did."""
+    from cluster.studies import sweep, tables
+
+    options = sweep.Options(scenario, out, address, seed, data)
+    results, folder = _guarded(lambda: sweep.run(options))
+    if as_json:
+        typer.echo(json.dumps(results, indent=2))
+    else:
+        tables.show_sweep(results)
+        typer.echo(f"Table          {folder / 'results.parquet'}")
+    _guarded(lambda: sweep.ended(results, folder))
+
+
 @app.command()
 def validate(
     scenarios: Annotated[list[Path], typer.Argument(metavar="SCENARIO...")],
     data: DataRoot = DATA_ROOT,
 ) -> None:
     """Report every problem of scenario files; nothing runs."""
-    from cluster.scenario_file import load
+    from cluster.studies import sweep_file
     from cluster.yaml_input import InputError
 
     wrong = False
     for path in scenarios:
         try:
-            loaded = load(path, data_root=data)
+            warnings, valid = sweep_file.validate(path, data)
         except InputError as error:
             typer.echo(str(error), err=True)
             wrong = True
         else:
-            for warning in loaded.warnings:
+            for warning in warnings:
                 typer.echo(f"{path}: warning: {warning}", err=True)
-            typer.echo(f"{path}: valid")
+            typer.echo(f"{path}: {valid}")
     if wrong:
         raise typer.Exit(2)
 
@@ -101,9 +130,9 @@ def validate(
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of the scenario format, for editors."""
-    from cluster.scenario import schema as scenario_schema
+    from cluster.studies import spec
 
-    typer.echo(json.dumps(scenario_schema(), indent=2))
+    typer.echo(json.dumps(spec.schema(), indent=2))
 
 
 @app.command()

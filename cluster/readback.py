@@ -101,7 +101,7 @@ def _object(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def _report(path: Path) -> dict[str, Any] | None:
+def report(path: Path) -> dict[str, Any] | None:
     """report.json, None where there is none; all that is read of it is there."""
     report = _object(path)
     wrong = report_shape.fault(report) if report is not None else None
@@ -258,7 +258,7 @@ def read(folder: Path) -> RunData:
     return RunData(
         manifest=manifest,
         scenario=_scenario(folder / "scenario.yaml"),
-        report=_report(folder / "report.json"),
+        report=report(folder / "report.json"),
         timeline=_timeline(folder, first, epochs, epoch_s) if epochs else None,
         grid=_grid(folder, first, epochs) if epochs else None,
         vms=_vms(folder),
