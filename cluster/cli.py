@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -25,6 +25,9 @@ ScenarioPath = Annotated[Path, typer.Argument(metavar="SCENARIO", help="Scenario
 DataRoot = Annotated[
     Path, typer.Option("--data", help="Folder with trace data that scenarios name.")
 ]
+Address = Annotated[str, typer.Option(help="Ray cluster: auto, local, or HOST:PORT of its head.")]
+Local = Annotated[bool, typer.Option("--local", help="In this process, without Ray.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Instead of the scenario's.")]
 DATA_ROOT = Path("../shared/data")
 
 
@@ -34,14 +37,12 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results; default: runs/NAME-SEED.")
     ] = None,
-    address: Annotated[
-        str, typer.Option(help="Ray cluster: auto, local, or HOST:PORT of its head.")
-    ] = "local",
-    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
+    address: Address = "local",
+    local: Local = False,
     hosts_per_actor: Annotated[
         str, typer.Option(help="Hosts in one Ray actor: a number, or auto.")
     ] = "auto",
-    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the scenario's.")] = None,
+    seed: Seed = None,
     check: Annotated[
         bool, typer.Option("--check", help="Check every invariant after every epoch.")
     ] = False,
@@ -178,6 +179,41 @@ def reproduce(
         raise typer.Exit(1)
 
 
+@app.command()
+def capacity(
+    scenario: ScenarioPath,
+    slo: Annotated[
+        list[str],
+        typer.Option("--slo", help="What must hold: PATH <= NUMBER, a path of report.json."),
+    ],
+    vary: Annotated[str, typer.Option(help="What to look for: vms, hosts or overcommit.")] = "vms",
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Seeds to search with.")] = 5,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the runs; default: runs/NAME-SEED-study.")
+    ] = None,
+    address: Address = "local",
+    local: Local = False,
+    seed: Seed = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print capacity.json instead of a summary.")
+    ] = False,
+    data: DataRoot = DATA_ROOT,
+) -> None:
+    """Find how many VMs fit, how many hosts are needed, or which overcommit is safe."""
+    from cluster.studies import capacity, scales, sweep, tables
+
+    kind = next((kind for kind in scales.KINDS if kind == vary), None)
+    if kind is None:
+        _fail(f"--vary: {_shown(vary)} must be one of {', '.join(scales.KINDS)}", 2)
+    options = sweep.Options(scenario, out, None if local else _cluster(address), seed, data)
+    found, folder = _guarded(lambda: capacity.run(options, kind, slo, seeds))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        tables.show_capacity(found)
+        typer.echo(f"Table          {folder / 'capacity.parquet'}")
+
+
 @app.command("import")
 def import_(
     format_name: Annotated[
@@ -224,7 +260,7 @@ def _shown(text: str) -> str:
     return shown(text)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     typer.echo(f"esxsim: {message}", err=True)
     raise typer.Exit(code)
 

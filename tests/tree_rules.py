@@ -71,12 +71,14 @@ LAYERS = [
     "cluster.reproduction.command",
     # Many runs that answer one question.
     "cluster.studies.spec cluster.studies.statistics cluster.studies.figures"
-    " cluster.studies.watching cluster.studies.places cluster.studies.store",
-    "cluster.studies.axes cluster.studies.tables",
-    "cluster.studies.sweep_file",
+    " cluster.studies.watching cluster.studies.places cluster.studies.store cluster.studies.search",
+    "cluster.studies.axes cluster.studies.tables cluster.studies.slo cluster.studies.binding"
+    " cluster.studies.verdict",
+    "cluster.studies.sweep_file cluster.studies.scales",
     "cluster.studies.jobs",
     "cluster.studies.tasks cluster.studies.results",
     "cluster.studies.sweep",
+    "cluster.studies.capacity",
     "cluster.cli",
 ]
 """From the lowest: a module imports from lower lines only, never from its own."""

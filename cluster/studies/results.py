@@ -79,7 +79,7 @@ def write(results: Mapping[str, Any], out: Path) -> None:
     write_table(out / "summary.parquet", _summary(results))
 
 
-def _column(values: Sequence[Any]) -> Any:
+def column(values: Sequence[Any]) -> Any:
     """Numbers where all are, None where unknown; text otherwise."""
     unknown = np.array([value is None for value in values], bool)
     whole = all(value is None or isinstance(value, int) for value in values)
@@ -90,14 +90,14 @@ def _column(values: Sequence[Any]) -> Any:
 def _rows(results: Mapping[str, Any]) -> dict[str, Any]:
     pairs = [(point, run) for point in results["points"] for run in point["runs"]]
     names = list(dict.fromkeys(name for _, run in pairs for name in run["numbers"]))
-    columns: dict[str, Any] = {"point": _column([point["point"] for point, _ in pairs])}
+    columns: dict[str, Any] = {"point": column([point["point"] for point, _ in pairs])}
     for axis in results["axes"]:
         columns[f"vary.{axis['name']}"] = [point["values"][axis["name"]] for point, _ in pairs]
-    columns["seed"] = _column([run["seed"] for _, run in pairs])
+    columns["seed"] = column([run["seed"] for _, run in pairs])
     for name in ("status", "reason", "folder", "digest"):
         columns[name] = [run[name] for _, run in pairs]
     for name in names:
-        columns[name] = _column([run["numbers"].get(name) for _, run in pairs])
+        columns[name] = column([run["numbers"].get(name) for _, run in pairs])
     return columns
 
 
@@ -107,9 +107,9 @@ def _summary(results: Mapping[str, Any]) -> dict[str, Any]:
         for point in results["points"]
         for name, found in point["summary"].items()
     ]
-    statistics = {name: _column([found[name] for *_, found in rows]) for name in _STATISTICS}
+    statistics = {name: column([found[name] for *_, found in rows]) for name in _STATISTICS}
     return {
-        "point": _column([point for point, *_ in rows]),
+        "point": column([point for point, *_ in rows]),
         "number": [name for _, name, _ in rows],
         **statistics,
     }

@@ -58,3 +58,21 @@ def show_sweep(results: Mapping[str, Any]) -> None:
         rows.append([*(point["values"][axis] for axis in axes), f"{done}/{len(runs)}", *numbers])
     short = [name.rpartition(".")[2] if name.count(".") else name for name in axes]
     table([*short, "runs", *(words for _, words in SHOWN)], rows, len(axes))
+
+
+def show_capacity(found: Mapping[str, Any]) -> None:
+    """The trials, and the sentence."""
+    scale = 100 if found["vary"] == "overcommit" else 1
+    rows = []
+    for level in sorted({trial["level"] for trial in found["trials"]}):
+        its = [trial for trial in found["trials"] if trial["level"] == level]
+        held = sum(trial["holds"] for trial in its)
+        why = next(("; ".join(trial["why"]) for trial in its if trial["why"]), "")
+        rows.append([f"{level / scale:g}", f"{held}/{len(its)}", why])
+    header = [found["vary"], "seeds that hold", "why not, of the first that does not"]
+    table(header, rows, 0)
+    typed = Console()
+    typed.print(Text(found["sentence"]))
+    if found["violations"]:
+        again = [f"{one['level'] / scale:g} (seed {one['seed']})" for one in found["violations"]]
+        typed.print(Text(f"More was not always harder: it held again at {', '.join(again)}."))
