@@ -214,6 +214,31 @@ def capacity(
         typer.echo(f"Table          {folder / 'capacity.parquet'}")
 
 
+@app.command()
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Folders of runs and of studies.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for compare.html and compare.json.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print compare.json instead of a table.")
+    ] = False,
+) -> None:
+    """Put runs side by side: what differs in the scenario, and what that did to the outcome."""
+    from cluster.studies import compare as comparison
+    from cluster.studies import tables
+
+    found = _guarded(lambda: comparison.run(folders, out))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        tables.show_comparison(found)
+        if out is not None:
+            typer.echo(f"Page           {out / 'compare.html'}")
+
+
 @app.command("import")
 def import_(
     format_name: Annotated[

@@ -72,9 +72,9 @@ LAYERS = [
     # Many runs that answer one question.
     "cluster.studies.spec cluster.studies.statistics cluster.studies.figures"
     " cluster.studies.watching cluster.studies.places cluster.studies.store cluster.studies.search",
-    "cluster.studies.axes cluster.studies.tables cluster.studies.slo cluster.studies.binding"
-    " cluster.studies.verdict",
-    "cluster.studies.sweep_file cluster.studies.scales",
+    "cluster.studies.axes cluster.studies.slo cluster.studies.binding cluster.studies.verdict",
+    "cluster.studies.sweep_file cluster.studies.scales cluster.studies.compare",
+    "cluster.studies.tables",
     "cluster.studies.jobs",
     "cluster.studies.tasks cluster.studies.results",
     "cluster.studies.sweep",

@@ -95,3 +95,16 @@ def shown(path: str, value: float | None) -> str:
         return summary.slowdown(value)
     style = "count" if isinstance(value, int) else "plain"
     return styles[STYLE_OF.get(path, style)](value)
+
+
+def changed(path: str, by: float) -> str:
+    """A difference between two numbers of a report as people read it, with its sign."""
+    return f"{'+' * (by > 0)}{_changed(path, by)}"
+
+
+def _changed(path: str, by: float) -> str:
+    if STYLE_OF.get(path) == "percent":
+        return f"{100 * by:.1f} points"
+    if path.startswith("cost.slowdown"):
+        return f"{by:.3f}"
+    return summary.count(by) if by == int(by) else summary.plain(by)

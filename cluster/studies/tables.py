@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,9 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.studies.figures import shown
+from cluster.studies.compare import verdict
+from cluster.studies.figures import KEY_FIGURES, changed, shown
 from cluster.summary import DASH
 
+WORDS = {figure.path: figure.words for figure in KEY_FIGURES}
 SHOWN = (
     ("vms.placed", "placed"),
     ("vms.refused", "refused"),
@@ -76,3 +79,55 @@ def show_capacity(found: Mapping[str, Any]) -> None:
     if found["violations"]:
         again = [f"{one['level'] / scale:g} (seed {one['seed']})" for one in found["violations"]]
         typed.print(Text(f"More was not always harder: it held again at {', '.join(again)}."))
+
+
+GROUPS_SHOWN = 6
+OTHERS_SHOWN = 20
+
+
+def show_comparison(found: Mapping[str, Any]) -> None:
+    """Who is compared, what differs in the scenario, and in the outcome; the first groups only."""
+    groups = found["groups"][:GROUPS_SHOWN]
+    labels = [group["label"] for group in groups]
+    for group in groups:
+        seeds = len(group["seeds"])
+        more = f" and {seeds - 1} more" * (seeds > 1)
+        Console(soft_wrap=True).print(
+            Text(f"{group['label']}: {group['folders'][0]}{more}, {seeds} seed{'s' * (seeds > 1)}")
+        )
+    rows = [
+        [row["path"], *(short(value) for value in row["values"][:GROUPS_SHOWN])]
+        for row in found["scenario"]
+    ]
+    table(["scenario", *labels], rows, 1)
+    key = {figure.path for figure in KEY_FIGURES}
+    told = [row for row in found["outcome"] if row["path"] in key]
+    others = [row for row in found["outcome"] if row["path"] not in key and _beyond(row)]
+    header = ["outcome", labels[0]]
+    for label in labels[1:]:
+        header += [label, f"{label} - {labels[0]}", ""]
+    table(header, [_row(row, len(groups)) for row in (*told, *others[:OTHERS_SHOWN])], 1)
+    if len(others) > OTHERS_SHOWN:
+        print(f"and {len(others) - OTHERS_SHOWN} more numbers: --json has all of them")
+    if len(found["groups"]) > GROUPS_SHOWN:
+        print(f"{len(found['groups'])} groups in all: --json and --out have all of them")
+
+
+def short(value: Any) -> str:
+    """A value of a scenario, in words."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _beyond(row: Mapping[str, Any]) -> bool:
+    """Whether a number differs, and not by what is known to be noise."""
+    known = [found for found in row["differences"] if found]
+    return any(found["mean"] and found["beyond_noise"] is not False for found in known)
+
+
+def _row(row: Mapping[str, Any], n: int) -> list[str]:
+    path = row["path"]
+    cells = [WORDS.get(path, path), with_interval(path, row["groups"][0])]
+    for side, found in zip(row["groups"][1:n], row["differences"], strict=False):
+        change = DASH if found is None else changed(path, found["mean"])
+        cells += [with_interval(path, side), change, verdict(found)]
+    return cells
