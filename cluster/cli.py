@@ -100,7 +100,7 @@ def _study(
         typer.echo(json.dumps(results, indent=2))
     else:
         tables.show_sweep(results)
-        typer.echo(f"Table          {folder / 'results.parquet'}")
+        typer.echo(f"Page           {folder / 'sweep.html'}")
     _guarded(lambda: sweep.ended(results, folder))
 
 
@@ -138,11 +138,17 @@ def schema() -> None:
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run, or of a study.")],
 ) -> None:
-    """Show a run's summary again and rebuild its report.html."""
+    """Show a run's summary again and rebuild its report.html; or the pages of a study."""
     from cluster import html, readback
+    from cluster.studies import pages, store
     from cluster.summary import summary_lines
+
+    if store.is_study(folder):
+        for path in _guarded(lambda: pages.build(folder)):
+            typer.echo(f"Page           {path}")
+        return
 
     def rebuild() -> Any:
         page = html.build(folder)
@@ -211,7 +217,7 @@ def capacity(
         typer.echo(json.dumps(found, indent=2))
     else:
         tables.show_capacity(found)
-        typer.echo(f"Table          {folder / 'capacity.parquet'}")
+        typer.echo(f"Page           {folder / 'capacity.html'}")
 
 
 @app.command()
@@ -228,9 +234,11 @@ def compare(
 ) -> None:
     """Put runs side by side: what differs in the scenario, and what that did to the outcome."""
     from cluster.studies import compare as comparison
-    from cluster.studies import tables
+    from cluster.studies import pages, tables
 
     found = _guarded(lambda: comparison.run(folders, out))
+    if out is not None:
+        _guarded(lambda: pages.build(out))
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:

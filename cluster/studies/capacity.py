@@ -18,7 +18,7 @@ from cluster.errors import StudyError
 from cluster.execute import Stop
 from cluster.population import populate
 from cluster.scenario import Scenario
-from cluster.studies import binding, jobs, scales, store, watching
+from cluster.studies import binding, jobs, pages, scales, store, watching
 from cluster.studies.figures import REFUSED_BY, numbers
 from cluster.studies.jobs import DONE, Job, Runner
 from cluster.studies.scales import Kind, Scale
@@ -166,6 +166,7 @@ def run(
                 search(one, seeds, some)
             found = concluded(one, loaded.scenario, seeds)
             write(found, out)
+            pages.build(out)
     return found, out
 
 
@@ -192,13 +193,14 @@ def concluded(one: Search, scenario: Scenario, seeds: Sequence[int]) -> dict[str
         "question": scenario.question,
         "sentence": sentence(facts, bound),
         "vary": scale.kind,
-        "slos": [slo.text for slo in one.slos],
+        "goals": [{"text": slo.text, "path": slo.path, "bound": slo.bound} for slo in one.slos],
         "seeds": list(seeds),
         "level": facts.level,
         "interval": [facts.least, facts.most],
         "at_end": said.at_end,
         "knees": knees,
         **bound,
+        "first": None if said.first is None else [said.first[0], scale.level(said.first[1])],
         "violations": [
             {"seed": seed, "level": scale.level(load)} for seed, load in said.violations
         ],

@@ -195,7 +195,7 @@ def verdict(found: Mapping[str, Any] | None) -> str:
 
 
 def run(folders: Sequence[Path], out: Path | None) -> dict[str, Any]:
-    """Compare. Writes compare.json and compare.html into `out`, if given. Raises OutputError."""
+    """Compare. Writes compare.json into `out`, if given. Raises OutputError."""
     runs = [read_run(folder) for folder in run_folders(folders)]
     if out is not None and not (out / "compare.json").exists():
         if out.is_dir() and any(out.iterdir()):

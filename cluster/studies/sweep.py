@@ -13,7 +13,7 @@ from typing import Any
 from cluster import ray_environment
 from cluster.errors import ClusterError, StudyError
 from cluster.execute import Stop
-from cluster.studies import jobs, results, store, watching
+from cluster.studies import jobs, pages, results, store, watching
 from cluster.studies.jobs import DONE, Job, Runner
 from cluster.studies.store import Store
 from cluster.studies.sweep_file import Base, SweepPlan, load_sweep, words
@@ -64,6 +64,7 @@ def run(options: Options) -> tuple[dict[str, Any], Path]:
             failures = _run_missing(options, plan, runs, stop, watch)
             found = results.collect(plan, runs, failures)
             results.write(found, out)
+            pages.build(out)
     return found, out
 
 
