@@ -151,7 +151,7 @@ def test_probes_are_asked_once_and_stay_within() -> None:
 def test_the_answer_holds_for_every_seed() -> None:
     said = answer({5: {10: True, 11: False}, 6: {12: True, 13: False}, 7: {9: True, 10: False}})
     assert (said.holds, said.least, said.most) == (9, 9, 12)
-    assert said.first == (7, 10) and not said.at_end and said.violations == ()
+    assert said.first == (7, 10) and not said.open_end and said.violations == ()
 
 
 def test_a_seed_that_never_holds_leaves_no_answer() -> None:
@@ -164,6 +164,7 @@ def test_where_nothing_fails_the_end_is_the_answer() -> None:
     assert (said.holds, said.first, said.at_end) == (20, None, True)
     said = answer({1: {20: True}, 2: {19: True, 20: False}})
     assert (said.holds, said.least, said.most, said.at_end) == (19, 19, 20, False)
+    assert said.open_end
 
 
 def test_ties_go_to_the_lower_seed_and_violations_are_told() -> None:
@@ -179,9 +180,11 @@ FACTS: dict[str, Any] = {
     "seeds": 5,
     "hosts": 16,
     "vms": 352.0,
+    "each": 22.0,
     "overcommit": 2.4,
     "slos": ["slowdown.p95 <= 1.05"],
     "oversized": 0,
+    "open_end": False,
     "at_end": False,
     "why_end": "only 416 VMs of the trace run in the simulated time",
     "lowest": 2,
@@ -193,43 +196,50 @@ BOUND = {
 NOTHING = {"binds": None, "next": None}
 
 
+EACH = "22.0 VMs a host on average, overcommit 2.40 at the peak"
+LOST = "61.0 % of the time lost, most of it guest paging"
+
+
 @pytest.mark.parametrize(
     ("change", "bound", "text"),
     [
         (
             {},
             BOUND,
-            "352 VMs fit on 16 hosts (22.0 VMs a host, 2.40 times their memory at the peak) with "
-            "slowdown.p95 <= 1.05 and no VM refused, for each of 5 seeds (352 to 371 by seed); "
-            "beyond, memory binds (61.0 % of the time lost, most of it guest paging), then CPU "
+            f"352 VMs fit on 16 hosts ({EACH}) with slowdown.p95 <= 1.05 and no VM refused, for "
+            f"each of 5 seeds (352 to 371 by seed); beyond, memory binds ({LOST}), then CPU "
             "(39.0 % of the time lost, most of it CPU contention).",
         ),
         (
             {"kind": "hosts", "level": 1, "hosts": 1, "most": 352, "oversized": 2},
             BOUND | {"next": None},
-            "1 host is needed for 352 VMs (352 VMs a host, 2.40 times their memory at the peak) "
-            "with slowdown.p95 <= 1.05 and no VM refused but 2 larger than any host, for each of "
-            "5 seeds alike; with fewer, memory binds (61.0 % of the time lost, most of it guest "
-            "paging).",
+            f"1 host is needed for 352 VMs ({EACH}) with slowdown.p95 <= 1.05 and no VM refused "
+            "but 2 larger than any host, for each of 5 seeds alike; with fewer, memory binds "
+            f"({LOST}).",
         ),
         (
-            {"kind": "overcommit", "level": 260, "least": 260, "most": 275, "slos": ["a > 1"] * 2},
+            {"kind": "hosts", "level": 9, "least": 8, "most": 9, "open_end": True},
             NOTHING,
-            "Overcommit is safe up to 2.60 on 16 hosts (22.0 VMs a host, 2.40 times their memory "
-            "at the peak) with a > 1 and a > 1, for each of 5 seeds (2.60 to 2.75 by seed).",
+            f"9 hosts are needed for 352 VMs ({EACH}) with slowdown.p95 <= 1.05 and no VM refused, "
+            "for each of 5 seeds (at most 8 to 9 by seed).",
         ),
         (
-            {"at_end": True, "seeds": 1, "level": 1, "vms": 1.0},
+            {"kind": "overcommit", "level": 260, "least": 260, "most": 275, "open_end": True},
             NOTHING,
-            "At least 1 VM fit on 16 hosts (0.06 VMs a host, 2.40 times their memory at the peak) "
-            "with slowdown.p95 <= 1.05 and no VM refused, for the one seed tried; it may be more, "
-            "but only 416 VMs of the trace run in the simulated time.",
+            f"Overcommit is safe up to 2.60 on 16 hosts ({EACH}) with slowdown.p95 <= 1.05, for "
+            "each of 5 seeds (2.60 to at least 2.75 by seed).",
+        ),
+        (
+            {"at_end": True, "seeds": 1, "level": 1, "slos": ["a > 1", "b > 1"]},
+            NOTHING,
+            f"At least 1 VM fit on 16 hosts ({EACH}) with a > 1 and b > 1 and no VM refused, for "
+            "the one seed tried; it may be more, but only 416 VMs of the trace run in the "
+            "simulated time.",
         ),
         (
             {"level": None, "least": None, "most": None},
             BOUND | {"next": None},
-            "Not even 2 VMs will do with slowdown.p95 <= 1.05; beyond, memory binds (61.0 % of the "
-            "time lost, most of it guest paging).",
+            f"Not even 2 VMs will do with slowdown.p95 <= 1.05; beyond, memory binds ({LOST}).",
         ),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,8 @@ from cluster.studies.results import summarised
 from cluster.studies.store import Store
 from hostsim.invariants import BrokenInvariantError
 
+ROOT = Path(__file__).parents[1]
+SCENARIOS, README = ROOT / "scenarios", ROOT / "README.md"
 TINY = {key: value for key, value in PRESSED.items() if key != "events"} | {
     "duration": "2 min",
     "vms": [PRESSED["vms"][0] | {"interval": "0 s"}],
@@ -300,6 +303,15 @@ def test_a_run_too_large_for_one_process_is_refused(
     assert "fidelity.sample: 1: the run needs about 0.1 GiB of memory" in found.stderr
     assert "(at fidelity.sample 1)" in found.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_sweep_of_the_readme_is_valid() -> None:
+    path = SCENARIOS / "consolidation.yaml"
+    found = command("validate", path)
+    assert found.stdout == f"{path}: valid: a sweep of 20 points with 3 seeds\n"
+    sweep = yaml.safe_load(path.read_text("utf-8"))["sweep"]
+    (shown,) = re.findall(r"```yaml\n(sweep:\n.*?)```", README.read_text("utf-8"), re.DOTALL)
+    assert yaml.safe_load(shown)["sweep"] == sweep
 
 
 def test_validate_says_what_a_sweep_is(tmp_path: Path) -> None:

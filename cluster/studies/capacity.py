@@ -83,7 +83,8 @@ class Search:
     def run(self, wanted: Sequence[tuple[int, int]], some: Runner) -> None:
         """Try loads, (seed, load) each. Raises StoppedError, and StudyError for a failed run."""
         made = {at: self.job(*at) for at in wanted}
-        missing = [job for job in made.values() if self.runs.report(job.digest) is None]
+        asked = {job.digest: job for job in made.values()}
+        missing = [job for digest, job in asked.items() if self.runs.report(digest) is None]
         self.asked += len(missing)
         self.watch.expect(self.asked)
         done = 0
@@ -227,8 +228,6 @@ def _facts(one: Search, scenario: Scenario, said: Answer, n_seeds: int) -> Facts
     scale = one.scale
     ends = sorted(scale.level(load) for load in (said.least, said.most) if load is not None)
     at = [trial for (_, load), trial in sorted(one.trials.items()) if load == said.holds]
-    peaks = [trial.numbers.get("consolidation.overcommit_peak") for trial in at]
-    known = [peak for peak in peaks if peak is not None]
     level = _level(scale, said.holds)
     hosts = sum(group.count for group in scenario.hosts)
     return Facts(
@@ -239,13 +238,20 @@ def _facts(one: Search, scenario: Scenario, said: Answer, n_seeds: int) -> Facts
         seeds=n_seeds,
         hosts=level if scale.kind == "hosts" and level is not None else hosts,
         vms=fmean(trial.numbers["vms.placed"] for trial in at) if at else 0.0,
-        overcommit=fmean(known) if known else None,
+        each=_mean(at, "consolidation.vms_per_host_mean"),
+        overcommit=_mean(at, "consolidation.overcommit_peak"),
         slos=[slo.text for slo in one.slos],
         oversized=max((int(one.numbers.get(binding.OVERSIZED, 0)) for one in at), default=0),
+        open_end=said.open_end,
         at_end=said.at_end,
         why_end=scale.why_high if scale.kind != "hosts" else "there must be a host in each group",
         lowest=scale.high if scale.kind == "hosts" else scale.low,
     )
+
+
+def _mean(trials: Sequence[Trial], path: str) -> float | None:
+    known = [trial.numbers[path] for trial in trials if path in trial.numbers]
+    return fmean(known) if known else None
 
 
 def write(found: Mapping[str, Any], out: Path) -> None:

@@ -38,8 +38,9 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Trials:
-    """What a search tried of one goal. level, value: (n,); held: whether the run held."""
+    """What a search tried of one goal, by seed. (n,) each; held: whether the run held."""
 
+    seed: Sequence[int]
     level: Sequence[float]
     value: Sequence[float]
     held: Sequence[bool]
@@ -169,9 +170,11 @@ def trials(name: str, found: Trials, x_words: str, y_words: str) -> Chart:
     def paint(axes: Any, wide: bool) -> None:
         level, value = np.array(found.level, np.float64), np.array(found.value, np.float64)
         held = np.array(found.held, np.bool_)
-        levels = np.unique(level)
-        means = [value[level == one].mean() for one in levels]
-        axes.plot(levels, means, color=COLOURS[0], linewidth=1.5)
+        for seed in dict.fromkeys(found.seed):
+            its = np.array(found.seed) == seed
+            order = np.argsort(level[its])
+            line = {"color": INK, "linewidth": 0.8, "alpha": 0.5}
+            axes.plot(level[its][order], value[its][order], **line)
         axes.plot(level[held], value[held], "o", color=COLOURS[0], markersize=6, label="holds")
         style = {"markerfacecolor": "none", "markeredgewidth": 1.6}
         axes.plot(level[~held], value[~held], "s", color=COLOURS[1], label="does not", **style)

@@ -128,7 +128,7 @@ def _sweep_figures(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         figures += _curves(axes, points, numeric[0])
     if len(axes) == 2:
         figures += _heat(axes, points)
-    if len(numeric) < len(axes) and len(points) <= BARS_MAX:
+    if not numeric and len(points) <= BARS_MAX:
         figures += _bars([", ".join(point["values"].values()) for point in points], points)
     return figures
 
@@ -150,7 +150,7 @@ def _curves(
     for line in lines.values():
         line.sort(key=lambda one: one[0])
     ticks = {number[label]: label for label in axis["labels"]}
-    words = f" for each {', '.join(others)}" if others else ""
+    words = f", a line for each {', '.join(others)}" if others else ""
     by_axis = [
         _series(name, [x for x, _ in its], [p for _, p in its]) for name, its in lines.items()
     ]
@@ -168,8 +168,10 @@ def _curves(
             for name, its in lines.items()
         ]
         made = drawings.curve("consolidation", by_reached, "memory overcommit", others)
-        words = f"What consolidation costs{words}: sizes of powered-on VMs over memory, means over "
-        words += "time and seeds."
+        words = (
+            f"p95 over VMs by what consolidation there was{words}: sizes of powered-on VMs over "
+        )
+        words += "memory, means over time and seeds."
         figures.append({"title": "Consolidation curve", "words": words, "chart": made})
     return figures
 
@@ -266,6 +268,7 @@ def _goal(
         name,
         drawings.Trials(
             level=[trial["level"] / divide for trial in known],
+            seed=[trial["seed"] for trial in known],
             value=[trial["numbers"][path] for trial in known],
             held=[trial["holds"] for trial in known],
             bound=goal["bound"],

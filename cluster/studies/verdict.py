@@ -18,14 +18,15 @@ class Answer:
     """holds: the largest load at which every seed holds; None where some seed holds at none.
 
     least, most: the range of the seeds' knees (most: of those that have one). first: seed and load
-    of the lowest failure of the seed that fails first; None where none fails. at_end: every seed
-    holds at the highest load there is.
+    of the lowest failure of the seed that fails first; None where none fails. open_end: some seed
+    holds at the highest load there is; at_end: every one does.
     """
 
     holds: int | None
     least: int | None
     most: int | None
     first: tuple[int, int] | None
+    open_end: bool
     at_end: bool
     violations: tuple[tuple[int, int], ...]
 
@@ -42,6 +43,7 @@ def answer(tried: Tried) -> Answer:
         least=min(known, default=None),
         most=max(known, default=None),
         first=None if first is None else (first[1], first[0]),
+        open_end=len(failing) < len(knees),
         at_end=not failing,
         violations=tuple((seed, load) for seed, its in tried.items() for load in violations(its)),
     )
@@ -64,10 +66,14 @@ class Facts:
     seeds: int
     hosts: int
     vms: float
+    """Placed in all."""
+    each: float | None
+    """VMs a host, mean over time."""
     overcommit: float | None
     slos: Sequence[str]
     oversized: int
     """VMs that are larger than any host."""
+    open_end: bool
     at_end: bool
     why_end: str
     lowest: int
@@ -105,8 +111,8 @@ def _level(kind: str, level: int) -> str:
 
 def _fitting(facts: Facts) -> str:
     assert facts.level is not None
-    times = f"{plain(facts.overcommit)} times their memory at the peak"
-    each = f"{plain(facts.vms / facts.hosts)} VMs a host, {times}"
+    times = f"overcommit {plain(facts.overcommit)} at the peak"
+    each = f"{plain(facts.each)} VMs a host on average, {times}"
     hosts = _level("hosts", facts.hosts)
     if facts.kind == "vms":
         start = "At least " if facts.at_end else ""
@@ -123,10 +129,13 @@ def _interval(facts: Facts) -> str:
     assert facts.least is not None and facts.most is not None
     if facts.seeds == 1:
         return ", for the one seed tried"
+    low, high = count(facts.least), count(facts.most)
     if facts.kind == "overcommit":
-        ends = f"{facts.least / 100:.2f} to {facts.most / 100:.2f}"
-    else:
-        ends = f"{count(facts.least)} to {count(facts.most)}"
+        low, high = f"{facts.least / 100:.2f}", f"{facts.most / 100:.2f}"
+    if facts.open_end and facts.kind == "hosts":
+        low = f"at most {low}"
+    elif facts.open_end:
+        high = f"at least {high}"
     if facts.least == facts.most:
         return f", for each of {facts.seeds} seeds alike"
-    return f", for each of {facts.seeds} seeds ({ends} by seed)"
+    return f", for each of {facts.seeds} seeds ({low} to {high} by seed)"
