@@ -177,7 +177,7 @@ def _cpus() -> int:
     return int(_api.cluster_resources().get("CPU", 1))
 
 
-def _cause(error: Exception) -> Exception:
+def cause_of(error: Exception) -> Exception:
     """What went wrong in the process where it did."""
     while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, Exception):
         error = error.cause
@@ -297,7 +297,7 @@ def run(
         outcome: Outcome = ray.get(call)
         return outcome
     except ray.exceptions.RayError as error:
-        cause = _cause(error)
+        cause = cause_of(error)
         if isinstance(cause, ray.exceptions.RayError):
             raise ClusterError(f"a process of the run was lost: {cause}") from None
         raise cause from None

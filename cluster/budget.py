@@ -49,7 +49,7 @@ class TooLargeError(InputError):
 
 def estimate(population: Population, sample: int, processes: int) -> int:
     """Bytes that all processes of a run take together, at its busiest moment."""
-    at_peak = _busiest(population.vms, sample)
+    at_peak = busiest(population.vms, sample)
     sizes = sorted((slots(spec.config.memory, sample) for spec in at_peak), reverse=True)
     programs = {id(vm.spec.program): len(vm.spec.program) for vm in population.vms}
     replays = [vm.spec.replay for vm in population.vms]
@@ -86,7 +86,7 @@ def _gib(size_bytes: int) -> str:
     return f"{size_bytes / GIB:.1f} GiB"
 
 
-def _busiest(vms: Sequence[PlannedVm], sample: int) -> list[VmSpec]:
+def busiest(vms: Sequence[PlannedVm], sample: int) -> list[VmSpec]:
     """The VMs that are on when most slots are; those that events start count as always on.
 
     Ties: the earliest moment.

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -25,6 +25,9 @@ ScenarioPath = Annotated[Path, typer.Argument(metavar="SCENARIO", help="Scenario
 DataRoot = Annotated[
     Path, typer.Option("--data", help="Folder with trace data that scenarios name.")
 ]
+Address = Annotated[str, typer.Option(help="Ray cluster: auto, local, or HOST:PORT of its head.")]
+Local = Annotated[bool, typer.Option("--local", help="In this process, without Ray.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Instead of the scenario's.")]
 DATA_ROOT = Path("../shared/data")
 
 
@@ -34,14 +37,12 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results; default: runs/NAME-SEED.")
     ] = None,
-    address: Annotated[
-        str, typer.Option(help="Ray cluster: auto, local, or HOST:PORT of its head.")
-    ] = "local",
-    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
+    address: Address = "local",
+    local: Local = False,
     hosts_per_actor: Annotated[
         str, typer.Option(help="Hosts in one Ray actor: a number, or auto.")
     ] = "auto",
-    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the scenario's.")] = None,
+    seed: Seed = None,
     check: Annotated[
         bool, typer.Option("--check", help="Check every invariant after every epoch.")
     ] = False,
@@ -50,8 +51,16 @@ def run(
     ] = False,
     data: DataRoot = DATA_ROOT,
 ) -> None:
-    """Run a scenario and write its report."""
+    """Run a scenario and write its report; with `sweep`, many runs and what they say together."""
     from cluster import execute
+    from cluster.studies import sweep_file
+
+    if sweep_file.has_sweep(scenario):
+        if check or hosts_per_actor != "auto":
+            _fail("--check and --hosts-per-actor are not for a sweep: a run is one process", 2)
+        place = None if local else _cluster(address)
+        _study(scenario, out, place, seed, data, as_json)
+        return
 
     options = execute.Options(
         scenario=scenario,
@@ -74,26 +83,47 @@ def run(
         _fail(f"stopped before the end: partial results are in {folder}", 1)
 
 
+def _study(
+    scenario: Path,
+    out: Path | None,
+    address: str | None,
+    seed: int | None,
+    data: Path,
+    as_json: bool,
+) -> None:
+    """Run a sweep, show it, and end as it did."""
+    from cluster.studies import sweep, tables
+
+    options = sweep.Options(scenario, out, address, seed, data)
+    results, folder = _guarded(lambda: sweep.run(options))
+    if as_json:
+        typer.echo(json.dumps(results, indent=2))
+    else:
+        tables.show_sweep(results)
+        typer.echo(f"Page           {folder / 'sweep.html'}")
+    _guarded(lambda: sweep.ended(results, folder))
+
+
 @app.command()
 def validate(
     scenarios: Annotated[list[Path], typer.Argument(metavar="SCENARIO...")],
     data: DataRoot = DATA_ROOT,
 ) -> None:
     """Report every problem of scenario files; nothing runs."""
-    from cluster.scenario_file import load
+    from cluster.studies import sweep_file
     from cluster.yaml_input import InputError
 
     wrong = False
     for path in scenarios:
         try:
-            loaded = load(path, data_root=data)
+            warnings, valid = sweep_file.validate(path, data)
         except InputError as error:
             typer.echo(str(error), err=True)
             wrong = True
         else:
-            for warning in loaded.warnings:
+            for warning in warnings:
                 typer.echo(f"{path}: warning: {warning}", err=True)
-            typer.echo(f"{path}: valid")
+            typer.echo(f"{path}: {valid}")
     if wrong:
         raise typer.Exit(2)
 
@@ -101,18 +131,24 @@ def validate(
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of the scenario format, for editors."""
-    from cluster.scenario import schema as scenario_schema
+    from cluster.studies import spec
 
-    typer.echo(json.dumps(scenario_schema(), indent=2))
+    typer.echo(json.dumps(spec.schema(), indent=2))
 
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run, or of a study.")],
 ) -> None:
-    """Show a run's summary again and rebuild its report.html."""
+    """Show a run's summary again and rebuild its report.html; or the pages of a study."""
     from cluster import html, readback
+    from cluster.studies import pages, store
     from cluster.summary import summary_lines
+
+    if store.is_study(folder):
+        for path in _guarded(lambda: pages.build(folder)):
+            typer.echo(f"Page           {path}")
+        return
 
     def rebuild() -> Any:
         page = html.build(folder)
@@ -167,6 +203,68 @@ def reproduce(
         raise typer.Exit(1)
 
 
+@app.command()
+def capacity(
+    scenario: ScenarioPath,
+    slo: Annotated[
+        list[str],
+        typer.Option("--slo", help="What must hold: PATH <= NUMBER, a path of report.json."),
+    ],
+    vary: Annotated[str, typer.Option(help="What to look for: vms, hosts or overcommit.")] = "vms",
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Seeds to search with.")] = 5,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the runs; default: runs/NAME-SEED-study.")
+    ] = None,
+    address: Address = "local",
+    local: Local = False,
+    seed: Seed = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print capacity.json instead of a summary.")
+    ] = False,
+    data: DataRoot = DATA_ROOT,
+) -> None:
+    """Find how many VMs fit, how many hosts are needed, or which overcommit is safe."""
+    from cluster.studies import capacity, scales, sweep, tables
+
+    kind = next((kind for kind in scales.KINDS if kind == vary), None)
+    if kind is None:
+        _fail(f"--vary: {_shown(vary)} must be one of {', '.join(scales.KINDS)}", 2)
+    options = sweep.Options(scenario, out, None if local else _cluster(address), seed, data)
+    found, folder = _guarded(lambda: capacity.run(options, kind, slo, seeds))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        tables.show_capacity(found)
+        typer.echo(f"Page           {folder / 'capacity.html'}")
+
+
+@app.command()
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Folders of runs and of studies.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for compare.html and compare.json.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print compare.json instead of a table.")
+    ] = False,
+) -> None:
+    """Put runs side by side: what differs in the scenario, and what that did to the outcome."""
+    from cluster.studies import compare as comparison
+    from cluster.studies import pages, tables
+
+    found = _guarded(lambda: comparison.run(folders, out))
+    if out is not None:
+        _guarded(lambda: pages.build(out))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        tables.show_comparison(found)
+        if out is not None:
+            typer.echo(f"Page           {out / 'compare.html'}")
+
+
 @app.command("import")
 def import_(
     format_name: Annotated[
@@ -213,7 +311,7 @@ def _shown(text: str) -> str:
     return shown(text)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     typer.echo(f"esxsim: {message}", err=True)
     raise typer.Exit(code)
 

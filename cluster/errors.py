@@ -16,10 +16,16 @@ class StoppedError(Exception):
     """The user stopped the command before its run began."""
 
 
+class StudyError(Exception):
+    """Some runs of a study failed, or it found no answer; the others are kept."""
+
+
 def exit_code(error: Exception) -> int | None:
     """The exit code of the command for `error`; None for a bug, which keeps its traceback."""
     if isinstance(error, InputError | TraceError | OutputError):
         return 2
-    if isinstance(error, ClusterError | StoppedError | WriteError | BrokenInvariantError):
+    if isinstance(
+        error, ClusterError | StoppedError | StudyError | WriteError | BrokenInvariantError
+    ):
         return 1
     return None

@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from cluster import budget, charts, html, progress, ray_environment, tables
-from cluster.coordinator import Coordinator, Outcome
+from cluster.coordinator import Coordinator, Outcome, Watch
 from cluster.errors import ClusterError, StoppedError
 from cluster.fleet import HostSet, LocalFleet, census_epochs
 from cluster.population import Population, populate
@@ -170,6 +170,25 @@ def default_out(loaded: Loaded) -> Path:
 def _run_local(
     options: Options, loaded: Loaded, population: Population, out: Path, stop: Stop
 ) -> Outcome:
+    with progress.shown(loaded.scenario) as watch:
+        with stop.leaving():
+            warm(watch.note)
+        how_run = how(options.check, {"fleet": "local"})
+        stop.begin()
+        return in_process(loaded, population, out, how_run, watch, stop, check=options.check)
+
+
+def in_process(
+    loaded: Loaded,
+    population: Population,
+    out: Path,
+    how_run: dict[str, Any],
+    watch: Watch,
+    should_stop: Callable[[], bool],
+    *,
+    check: bool = False,
+) -> Outcome:
+    """A whole run in this process, into the folder `out`; report.html is not part of it."""
     scenario = loaded.scenario
     hosts = HostSet(
         population.hosts,
@@ -177,15 +196,11 @@ def _run_local(
         sample=scenario.fidelity.sample,
         tick_ms=scenario.tick,
         epoch_ms=scenario.epoch,
-        check=options.check,
+        check=check,
         census_epochs=census_epochs(scenario),
     )
-    with progress.shown(scenario) as watch:
-        with stop.leaving():
-            warm(watch.note)
-        how = _how(options, {"fleet": "local"})
-        stop.begin()
-        return Coordinator(loaded, population, LocalFleet(hosts), out, how, watch, stop).run()
+    fleet = LocalFleet(hosts)
+    return Coordinator(loaded, population, fleet, out, how_run, watch, should_stop).run()
 
 
 def _run_on_ray(
@@ -214,13 +229,15 @@ def _run_on_ray(
                 options.check,
                 census_epochs(scenario),
             )
-            how = _how(options, {"fleet": "ray", "actors": n_actors, "hosts_per_actor": packed})
-            how |= {"ray_cluster": facts}
+            fleet = {"fleet": "ray", "actors": n_actors, "hosts_per_actor": packed}
+            how_run = how(options.check, {**fleet, "ray_cluster": facts})
             # The coordinator needs what was decided from the files, not what they hold.
             light = replace(loaded, trace=None, trace_vms=None, hashes={})
             out = out.resolve()
             begin, draw = stop.begin, charts.prepare
-            return actors.run(light, population, setup, packed, out, how, watch, begin, stop, draw)
+            return actors.run(
+                light, population, setup, packed, out, how_run, watch, begin, stop, draw
+            )
 
 
 def _check_memory(options: Options, loaded: Loaded, population: Population, processes: int) -> None:
@@ -248,12 +265,12 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def _how(options: Options, more: dict[str, Any]) -> dict[str, Any]:
+def how(checked: bool, more: dict[str, Any]) -> dict[str, Any]:
     """What may differ between two equal runs, for manifest.json."""
     packages = ("esxsim", "ray", "numpy", "numba", "pyarrow", "pydantic")
     return {
         **more,
-        "checked": options.check,
+        "checked": checked,
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in packages},
         "machine": {"architecture": platform.machine(), "cpus": os.cpu_count()},

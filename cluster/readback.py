@@ -88,7 +88,7 @@ class RunData:
     events: Events
 
 
-def _object(path: Path) -> dict[str, Any] | None:
+def json_object(path: Path) -> dict[str, Any] | None:
     """A JSON file that holds an object, None where there is no file."""
     if not path.exists():
         return None
@@ -101,16 +101,16 @@ def _object(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def _report(path: Path) -> dict[str, Any] | None:
+def report(path: Path) -> dict[str, Any] | None:
     """report.json, None where there is none; all that is read of it is there."""
-    report = _object(path)
+    report = json_object(path)
     wrong = report_shape.fault(report) if report is not None else None
     if wrong is not None:
         raise OutputError(f"{path} is not a report that this esxsim can read: {wrong}")
     return report
 
 
-def _scenario(path: Path) -> dict[str, Any]:
+def scenario(path: Path) -> dict[str, Any]:
     import yaml
 
     if not path.exists():
@@ -251,14 +251,14 @@ def _counted(lines: Iterable[str]) -> Events:
 
 def read(folder: Path) -> RunData:
     """Everything of a run folder that a report shows, or OutputError."""
-    manifest = _object(folder / "manifest.json")
+    manifest = json_object(folder / "manifest.json")
     if manifest is None or "esxsim" not in manifest:
         raise OutputError(f"{folder} is not a run folder: it has no manifest.json of esxsim")
     first, epochs, epoch_s = _epochs(folder)
     return RunData(
         manifest=manifest,
-        scenario=_scenario(folder / "scenario.yaml"),
-        report=_report(folder / "report.json"),
+        scenario=scenario(folder / "scenario.yaml"),
+        report=report(folder / "report.json"),
         timeline=_timeline(folder, first, epochs, epoch_s) if epochs else None,
         grid=_grid(folder, first, epochs) if epochs else None,
         vms=_vms(folder),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,16 @@ def load(
     data_root: the folder in which `trace.data` and `content.data` name a folder. changes: places in
     the file, such as "vms.0.memory", and values to put there; None takes a key away.
     """
+    document, problems = read(path)
+    for place, value in {**(changes or {}), **({} if seed is None else {"seed": seed})}.items():
+        _change(document.data, place, value)
+    changed = seed is not None or bool(changes) or bool(document.included)
+    return check(document, problems, path.parent, data_root, changed=changed)
+
+
+def read(path: Path) -> tuple[Document, list[Problem]]:
+    """The file at `path` as plain data, a mapping, with the images that it names; what is wrong
+    with these. Raises ScenarioError."""
     try:
         document = yaml_input.read(path)
     except InputError as error:
@@ -100,20 +110,32 @@ def load(
         keys = ", ".join(Scenario.model_fields)
         fault = Problem("", document.line(()), "", f"must be a mapping with some of: {keys}")
         raise ScenarioError(document.file, [fault])
-    problems = list(_read_images(document, path.parent))
-    for place, value in {**(changes or {}), **({} if seed is None else {"seed": seed})}.items():
-        _change(document.data, place, value)
+    return document, list(_read_images(document, path.parent))
+
+
+def check(
+    document: Document,
+    problems: Sequence[Problem],
+    folder: Path,
+    data_root: Path | None,
+    *,
+    changed: bool,
+) -> Loaded:
+    """The scenario that a document holds, or ScenarioError with `problems` and all that it finds.
+
+    folder: the scenario's. changed: the document's data is no longer what its text says.
+    """
     parts, found = _validate(document)
     # A list that could not be read is reported by its reader, not for being no list.
-    problems += [item for item in found if not (problems and item.path == "images")]
-    problems += _read_trace(parts, path.parent, data_root)
-    problems += scenario_hashes.read(parts, path.parent, data_root)
-    problems += [item for check in _CHECKS for item in check(parts)]
-    named, unreadable = outages.read(parts, path.parent)
-    problems += unreadable
-    if problems:
-        raise ScenarioError(document.file, sorted(problems, key=_in_file_order))
-    changed = seed is not None or bool(changes) or bool(document.included)
+    found = [item for item in found if not (problems and item.path == "images")]
+    found = [*problems, *found]
+    found += _read_trace(parts, folder, data_root)
+    found += scenario_hashes.read(parts, folder, data_root)
+    found += [item for holds in _CHECKS for item in holds(parts)]
+    named, unreadable = outages.read(parts, folder)
+    found += unreadable
+    if found:
+        raise ScenarioError(document.file, sorted(found, key=_in_file_order))
     return _loaded(parts, named, changed=changed)
 
 
@@ -171,16 +193,16 @@ def digest_of(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _tuples(data: Any) -> Any:
+def tuples(data: Any) -> Any:
     """Lists as tuples: strict models take nothing else."""
     if isinstance(data, dict):
-        return {key: _tuples(value) for key, value in data.items()}
-    return tuple(map(_tuples, data)) if isinstance(data, list) else data
+        return {key: tuples(value) for key, value in data.items()}
+    return tuple(map(tuples, data)) if isinstance(data, list) else data
 
 
 def _model(data: Any) -> Scenario:
     # Strict: no "5" for 5, no true for 1.
-    return Scenario.model_validate(_tuples(data), strict=True, context={FILE: True})
+    return Scenario.model_validate(tuples(data), strict=True, context={FILE: True})
 
 
 def _validate(document: Document) -> tuple[Parts, list[Problem]]:

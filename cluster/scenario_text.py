@@ -132,6 +132,14 @@ def text(annotation: Any, value: Any) -> str | None:
     return None
 
 
+def unit_of(annotation: Any) -> Any:
+    """The function of `hostsim.units` that reads a quantity of this annotation, or None."""
+    for part in _parts(annotation):
+        if isinstance(part, BeforeValidator) and part.func in _TEXT:
+            return part.func
+    return None
+
+
 def in_words(annotation: Any, value: Any) -> Any:
     """A field's value as a scenario file would give it, models as mappings."""
     if isinstance(value, BaseModel):

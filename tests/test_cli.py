@@ -163,7 +163,7 @@ def test_validate_and_run_tell_the_same(tmp_path: Path) -> None:
 
 def test_schema_is_json_and_knows_every_key() -> None:
     found = json.loads(command("schema").stdout)
-    assert set(found["properties"]) == set(Scenario.model_fields)
+    assert set(found["properties"]) == {*Scenario.model_fields, "sweep"}
     assert found["additionalProperties"] is False
 
 
