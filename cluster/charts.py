@@ -9,7 +9,7 @@ readers (Okabe and Ito 2008; ColorBrewer RdYlBu).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
@@ -31,6 +31,8 @@ STACK_COLOURS = dict(
     )
 )
 LEVEL_COLOURS = dict(zip(LEVELS, ("#9CC9E8", "#F0E442", "#E69F00", "#C23B10"), strict=True))
+MOVE_COLOURS = {"migrated": "#0072B2", "migration_failed": "#E69F00", "restart": "#CC79A7"}
+FAILURE_COLOUR, POWER_COLOUR = "#C23B10", "#009E73"
 FREE_BANDS = (0.0, 0.01, 0.02, 0.04, 0.06, 0.1, 0.25, 1.0)
 """Edges of the heat map's bands of free memory: fine where hosts begin to reclaim."""
 FREE_COLOURS = ("#A50026", "#D73027", "#F46D43", "#FDAE61", "#FEE090", "#ABD9E9", "#4575B4")
@@ -199,6 +201,45 @@ def levels(line: Timeline) -> Chart:
         f"At the worst moment {percent(worst)} of host time was below high."
     )
     return chart("levels", label, (2.2, 2.3), paint)
+
+
+def moves(line: Timeline, events: Mapping[str, Array]) -> Chart:
+    """Migrations and restarts over time, and when hosts failed."""
+
+    def paint(axes: Any, wide: bool) -> None:
+        unit = _time_axis(axes, line.edges_s)
+        edges = line.edges_s / unit
+        parts = [events[kind] for kind in MOVE_COLOURS]
+        _stacked(axes, edges, parts, list(MOVE_COLOURS.values()))
+        for at in np.flatnonzero(events["host_failed"]).tolist():
+            axes.axvline(edges[at], color=FAILURE_COLOUR, linewidth=1.5, linestyle="--")
+        axes.set_ylim(0, 1.1 * max(float(sum(parts).max()), 1))  # type: ignore[union-attr]
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.set_ylabel("VMs")
+
+    label = (
+        f"Over time: {int(events['migrated'].sum()):,} VMs migrated, "
+        f"{int(events['restart'].sum()):,} restarted after "
+        f"{int(events['host_failed'].sum()):,} host failures."
+    )
+    return chart("moves", label, (2.6, 2.4), paint)
+
+
+def power(line: Timeline) -> Chart:
+    """What hosts take over time."""
+
+    def paint(axes: Any, wide: bool) -> None:
+        unit = _time_axis(axes, line.edges_s)
+        watts = line.power_w / 1000
+        _stacked(axes, line.edges_s / unit, [watts], [POWER_COLOUR])
+        axes.set_ylim(0, 1.1 * max(float(watts.max()), 1e-3))
+        axes.set_ylabel("kW")
+
+    label = (
+        f"Power of all hosts over time: {line.power_w.mean() / 1000:,.2f} kW on average with "
+        f"{line.hosts.mean():,.1f} hosts on."
+    )
+    return chart("power", label, (2.2, 2.2), paint)
 
 
 def free(grid: HostGrid, edges_s: Array) -> Chart:

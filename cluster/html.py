@@ -84,6 +84,8 @@ def _context(run: RunData) -> dict[str, Any]:
         "cause_words": summary.CAUSE_WORDS,
         "stack_colours": charts.STACK_COLOURS,
         "level_colours": charts.LEVEL_COLOURS,
+        "move_colours": charts.MOVE_COLOURS,
+        "failure_colour": charts.FAILURE_COLOUR,
         "free_bands": _bands(),
         "events": _events(run.events),
         "event_counts": _ordered(run.events.counts)[:KINDS_MAX],
@@ -105,7 +107,14 @@ def _charts(run: RunData) -> dict[str, charts.Chart | None]:
         "levels": charts.levels(line) if line else None,
         "free": charts.free(grid, line.edges_s) if line and grid else None,
         "slowdown": charts.distribution(ran) if len(ran) else None,
+        "moves": charts.moves(line, run.events.over_time) if line and _moved(run) else None,
+        "power": charts.power(line) if line and np.ptp(line.hosts) > 0 else None,
     }
+
+
+def _moved(run: RunData) -> bool:
+    """Whether a VM migrated, or a host failed."""
+    return any(bins.any() for bins in run.events.over_time.values())
 
 
 def _slowdowns(vms: Mapping[str, Array]) -> Array:

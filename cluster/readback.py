@@ -28,6 +28,8 @@ TIME_BINS = 360
 """Most points of a chart over time; each is the mean, or the worst, of the epochs in it."""
 HOST_GROUPS = 200
 """Most rows of the heat map; beyond, neighbours in id order share one and the worst shows."""
+OVER_TIME = ("migrated", "migration_failed", "restart", "host_failed")
+"""Kinds of events that are counted over time."""
 EVENTS_PER_KIND = 8
 """Events of each kind that are quoted."""
 STACK = ("consumed", "shared_saved", "compressed", "ballooned", "swapped", "untouched")
@@ -43,12 +45,15 @@ _VM_COLUMNS = (
 class Timeline:
     """Cluster-wide over time. edges_s (n + 1,); the others (n,), or per name.
 
-    memory: machine memory of the powered-on hosts; stack: parts of configured memory; all in bytes,
-    means over the bin. levels: part of host time in each reclamation state.
+    hosts: how many are on, mean. power_w: what they take, mean. memory: machine memory of the
+    powered-on hosts; stack: parts of configured memory; all in bytes, means over the bin. levels:
+    part of host time in each reclamation state.
     """
 
     edges_s: Array
     epochs: int
+    hosts: Array
+    power_w: Array
     memory: Array
     stack: dict[str, Array]
     levels: dict[str, Array]
@@ -73,6 +78,8 @@ class Events:
 
     counts: Counter[str] = field(default_factory=Counter)
     quoted: list[dict[str, Any]] = field(default_factory=list)
+    over_time: dict[str, Array] = field(default_factory=dict)
+    """Of the kinds in OVER_TIME, how many there were in each bin of the timeline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +156,8 @@ def _epochs(folder: Path) -> tuple[int, int, float]:
 def _timeline(folder: Path, first: int, epochs: int, epoch_s: float) -> Timeline:
     bins = min(epochs, TIME_BINS)
     byte_names = ["memory", *STACK]
-    names = [f"{name}_bytes" for name in byte_names] + [f"{level}_s" for level in LEVELS]
+    plain = ["hosts", "power_w"]
+    names = plain + [f"{name}_bytes" for name in byte_names] + [f"{level}_s" for level in LEVELS]
     sums = {name: np.zeros(bins) for name in names}
     rows = np.zeros(bins)
     for batch in _batches(table_files(folder, "epochs"), ["epoch", *names]):
@@ -162,6 +170,8 @@ def _timeline(folder: Path, first: int, epochs: int, epoch_s: float) -> Timeline
     return Timeline(
         edges_s=(first + np.ceil(np.arange(bins + 1) * epochs / bins)) * epoch_s,
         epochs=epochs,
+        hosts=sums["hosts"] / np.maximum(rows, 1),
+        power_w=sums["power_w"] / np.maximum(rows, 1),
         memory=means.pop("memory"),
         stack=means,
         levels={level: sums[f"{level}_s"] / host_s for level in LEVELS},
@@ -184,8 +194,9 @@ def _grid(folder: Path, first: int, epochs: int) -> HostGrid:
     rows, least = np.zeros(n), np.full(n, np.inf)
     totals = {name: np.zeros(n) for name in (*_MEANS, *_SUMS)}
     memory = np.zeros(n)
-    for batch in _batches(files, ["epoch", "host", "memory_bytes", "free_bytes", *totals]):
+    for batch in _batches(files, ["epoch", "host", "on", "memory_bytes", "free_bytes", *totals]):
         known = batch["epoch"] < first + epochs  # a killed run may have written more of the hosts
+        known &= batch["on"] > 0
         batch = {name: column[known] for name, column in batch.items()}
         at = np.searchsorted(ids, batch["host"])
         part = batch["free_bytes"] / batch["memory_bytes"]
@@ -224,18 +235,19 @@ def _vms(folder: Path) -> dict[str, Array] | None:
     return {name: np.concatenate([batch[name] for batch in batches]) for name in _VM_COLUMNS}
 
 
-def _events(path: Path) -> Events:
+def _events(path: Path, edges_s: Array) -> Events:
     if not path.exists():
         return Events()
     try:
         with path.open(encoding="utf-8", errors="replace") as lines:
-            return _counted(lines)
+            return _counted(lines, edges_s)
     except OSError as error:
         raise OutputError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _counted(lines: Iterable[str]) -> Events:
-    found = Events()
+def _counted(lines: Iterable[str], edges_s: Array) -> Events:
+    bins = max(len(edges_s) - 1, 1)
+    found = Events(over_time={kind: np.zeros(bins, np.int64) for kind in OVER_TIME})
     for line in lines:
         try:
             event = json.loads(line)
@@ -244,6 +256,10 @@ def _counted(lines: Iterable[str]) -> Events:
             found.counts["(unreadable line)"] += 1
             continue
         found.counts[kind] += 1
+        at_s = event.get("at_s")
+        if kind in found.over_time and isinstance(at_s, int | float):
+            at = int(np.searchsorted(edges_s, at_s, side="right")) - 1
+            found.over_time[kind][min(max(at, 0), bins - 1)] += 1
         if found.counts[kind] <= EVENTS_PER_KIND:
             found.quoted.append(event)
     return found
@@ -255,12 +271,13 @@ def read(folder: Path) -> RunData:
     if manifest is None or "esxsim" not in manifest:
         raise OutputError(f"{folder} is not a run folder: it has no manifest.json of esxsim")
     first, epochs, epoch_s = _epochs(folder)
+    line = _timeline(folder, first, epochs, epoch_s) if epochs else None
     return RunData(
         manifest=manifest,
         scenario=scenario(folder / "scenario.yaml"),
         report=report(folder / "report.json"),
-        timeline=_timeline(folder, first, epochs, epoch_s) if epochs else None,
+        timeline=line,
         grid=_grid(folder, first, epochs) if epochs else None,
         vms=_vms(folder),
-        events=_events(folder / "events.jsonl"),
+        events=_events(folder / "events.jsonl", np.zeros(1) if line is None else line.edges_s),
     )

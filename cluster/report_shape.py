@@ -32,13 +32,15 @@ _COST = (
 )
 _FIT = ("vms_per_host_mean", "vms_per_host_max", "overcommit_configured", "overcommit_peak")
 _VMS = ("submitted", "placed", "refused", "waiting", "completed")
+_MIGRATIONS = ("count", "gib", "mean_s", "rounds_mean", "slowed_s", "failed")
+_FAILURES = ("hosts", "vms_restarted", "vms_lost", "downtime_s", "steady_s")
 _ERRORS = ("shared_saved_rel_std", "consumed_rel_std", "swapped_rel_std")
 SHAPE: dict[str, Any] = {
     "scenario": {"name": _TEXT, "seed": _COUNT, "digest": _TEXT},
     "digest": _TEXT,
     "partial": _ANY,
     "simulated_s": _NUMBER,
-    "hosts": {"count": _COUNT, "memory_gib": _NUMBER},
+    "hosts": {"count": _COUNT, "memory_gib": _NUMBER, "powered_on_mean": _NUMBER},
     "vms": dict.fromkeys(_VMS, _COUNT) | {"refused_by": {_EACH: _COUNT}},
     "consolidation": dict.fromkeys(_FIT, _NUMBER),
     "memory_gib": dict.fromkeys(MEMORY, dict.fromkeys(("mean", "p95", "max"), _NUMBER)),
@@ -49,6 +51,9 @@ SHAPE: dict[str, Any] = {
         "slowdown_epoch": _SPREAD,
         "slowdown_by_cause": dict.fromkeys(CAUSES, _NUMBER),
     },
+    "migrations": dict.fromkeys(_MIGRATIONS, _NUMBER),
+    "failures": dict.fromkeys(_FAILURES, _NUMBER),
+    "energy": {"kwh": _NUMBER},
     "error": {"sample": _COUNT} | dict.fromkeys(_ERRORS, _NUMBER),
     "assumptions": {_EACH: _ANY},
 }
