@@ -296,6 +296,16 @@ def test_a_goal_that_is_none(text: str, message: str) -> None:
     assert message in problem.message
 
 
+@given(st.text(st.sampled_from("slowdn.p95<=> 1e-nax"), max_size=25))
+def test_any_text_is_a_goal_or_none(text: str) -> None:
+    try:
+        (slo,) = parse([text])
+    except InputError as error:
+        assert error.problems[0].message
+    else:
+        assert slo.path in paths()
+
+
 def test_every_path_is_one_of_a_report() -> None:
     known = paths()
     for path in ("cost.slowdown.p95", "memory_gib.swapped.max", "vms.refused", "energy.kwh"):

@@ -46,7 +46,7 @@ def run(options: Options) -> tuple[dict[str, Any], Path]:
     Raises the errors that `cluster.errors` knows: StoppedError and StudyError once what there is
     has been written.
     """
-    stop = Stop()
+    stop = Stop(jobs.NOT_BEGUN)
     with stop.listening():
         plan = load_sweep(
             options.scenario,
