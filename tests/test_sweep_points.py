@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scenario_files import SMALL, changed, write
+from scenario_files import SMALL, STEADY, changed, make_trace, save, trace_of, write
 
 from cluster.scenario_file import ScenarioError
 from cluster.studies.axes import Axis, count, points
@@ -427,6 +427,15 @@ def test_any_sweep_is_points_or_problems(sweep: Any) -> None:
             assert error.problems and all(problem.message for problem in error.problems)
         else:
             assert len(found.digests) == len(found.points) >= 1
+
+
+def test_digests_are_those_of_the_scenarios_loaded(tmp_path: Path) -> None:
+    save(tmp_path, make_trace())
+    values = {"trace": trace_of(vms=2, workloads=STEADY), "hosts": [{"name": "esx"}]}
+    found = plan(tmp_path, {"seeds": 3, "vary": {"vms.web.count": [1, 2]}}, **values)
+    for point, digests in zip(found.points, found.digests, strict=True):
+        for seed, digest in zip(found.seeds, digests, strict=True):
+            assert found.base.load(point.changes, seed).digest == digest
 
 
 def test_a_file_without_a_sweep_has_none(tmp_path: Path) -> None:
