@@ -21,7 +21,6 @@ from cluster.tables import write_text
 from hostsim.host import warm
 from hostsim.jit import is_warm
 
-
 REASONS_SHOWN = 3
 """Reasons of failures that the last line tells; results.json has all."""
 
