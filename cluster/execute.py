@@ -53,7 +53,9 @@ class Stop:
     """Ctrl-C and SIGTERM end the command until the run begins; from then on they ask for a stop at
     the next barrier. A second one interrupts at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, not_begun: str = NOT_BEGUN) -> None:
+        """not_begun: what is said of a stop before the run began."""
+        self._not_begun = not_begun
         self._asked = threading.Event()
         self._begun = False
         self._react = self._interrupt
@@ -71,7 +73,7 @@ class Stop:
         except (KeyboardInterrupt, SystemExit):
             if self._begun:
                 raise
-            raise StoppedError(NOT_BEGUN) from None
+            raise StoppedError(self._not_begun) from None
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -122,7 +124,7 @@ class Stop:
 
     def _leave(self) -> None:
         shown = "\x1b[?25h\n" if os.isatty(2) else ""  # the bar had hidden the cursor
-        os.write(2, f"{shown}esxsim: {NOT_BEGUN}\n".encode())
+        os.write(2, f"{shown}esxsim: {self._not_begun}\n".encode())
         os._exit(1)
 
 

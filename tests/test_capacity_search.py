@@ -296,6 +296,16 @@ def test_a_goal_that_is_none(text: str, message: str) -> None:
     assert message in problem.message
 
 
+@given(st.text(st.sampled_from("slowdn.p95<=> 1e-nax"), max_size=25))
+def test_any_text_is_a_goal_or_none(text: str) -> None:
+    try:
+        (slo,) = parse([text])
+    except InputError as error:
+        assert error.problems[0].message
+    else:
+        assert slo.path in paths()
+
+
 def test_every_path_is_one_of_a_report() -> None:
     known = paths()
     for path in ("cost.slowdown.p95", "memory_gib.swapped.max", "vms.refused", "energy.kwh"):
@@ -346,8 +356,14 @@ def test_groups_that_events_name_stay(tmp_path: Path) -> None:
     found = scale(tmp_path, "vms", vms=GROUPS, events=events)
     assert (found.low, found.start, found.fixed) == (5, 10, 3)
     assert found.changes(10) == ((("vms", 0, "count"), 6), (("vms", 2, "count"), 1))
+    moved = [
+        {"at": "1 min", "target": "a-1", "action": "set", "values": {"shares": "high"}},
+        {"at": "1 min", "target": "c", "action": "reset"},
+    ]
+    found = scale(tmp_path, "vms", vms=GROUPS, events=moved)
+    assert found.places == (("vms", 1, "count"),) and found.fixed == 7
     only = [{"at": "1 min", "target": "web-1", "action": "power_off"}]
-    with pytest.raises(InputError, match="events name members of all groups of vms"):
+    with pytest.raises(InputError, match="members of all groups of vms are named"):
         scale(tmp_path, "vms", events=only)
 
 

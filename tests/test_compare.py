@@ -164,7 +164,9 @@ def test_a_study_without_a_table_is_all_its_runs(study: Path, tmp_path: Path) ->
         (lambda folder: (folder / "report.json").unlink(), "ended early"),
         (lambda folder: (folder / "report.json").write_text("{"), "cannot read"),
         (lambda folder: (folder / "report.json").write_text("{}"), "is not a report"),
-        (lambda folder: (folder / "scenario.yaml").write_text("["), "cannot read"),
+        (lambda folder: (folder / "scenario.yaml").write_text("["), "is not YAML"),
+        (lambda folder: (folder / "scenario.yaml").write_text("a: &a [*a]"), "are not read"),
+        (lambda folder: (folder / "scenario.yaml").write_text("[1]"), "holds no scenario"),
     ],
 )
 def test_what_is_no_run_is_refused(study: Path, tmp_path: Path, damage: Any, message: str) -> None:
@@ -173,6 +175,22 @@ def test_what_is_no_run_is_refused(study: Path, tmp_path: Path, damage: Any, mes
     damage(plain)
     found = command("compare", plain, study, code=2)
     assert message in found.stderr and str(plain) in found.stderr
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        '{"points": 3}',
+        '{"points": [{"runs": [{"folder": 3}]}]}',
+        '{"points": [{"runs": [{"folder": "../plain"}]}]}',
+        '{"points": [{"runs": [{"folder": "/etc"}]}]}',
+    ],
+)
+def test_a_table_leads_nowhere_else(study: Path, tmp_path: Path, table: str) -> None:
+    shutil.copytree(study, tmp_path / "copy")
+    (tmp_path / "copy" / "results.json").write_text(table)
+    found = command("compare", tmp_path / "copy", code=2)
+    assert "results.json is not what this esxsim wrote" in found.stderr
 
 
 def test_a_page_is_written_where_it_may_be(study: Path, tmp_path: Path) -> None:

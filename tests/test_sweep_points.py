@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scenario_files import SMALL, changed, write
+from scenario_files import SMALL, STEADY, changed, make_trace, save, trace_of, write
 
 from cluster.scenario_file import ScenarioError
 from cluster.studies.axes import Axis, count, points
@@ -115,6 +117,13 @@ def test_places_clash_where_writing_both_depends_on_the_order(places: list[Any])
     assert clash(places) == (inside[0] if inside else None)
 
 
+@given(st.text(st.sampled_from("hostsvmwebxcun0129.² "), max_size=30))
+def test_any_text_is_a_path_or_none(path: str) -> None:
+    with contextlib.suppress(NoPlaceError):
+        place = resolve(path, DATA)
+        assert place and all(isinstance(step, str | int) for step in place)
+
+
 # Ranges
 
 
@@ -147,6 +156,8 @@ def test_a_range_counts_in_the_units_of_its_path(
         ("hosts.esx.count", (1, 7, 0), "", "needs a step above 0"),
         ("hosts.esx.count", (7, 1, 1), "", "to at or above from"),
         ("hosts.esx.count", ("1", 7, 1), ".from", "must be a number"),
+        ("hosts.esx.count", (1, True, 1), ".to", "must be a number"),
+        ("placement.overcommit", (1, 2.0, float("inf")), ".step", "must be a number"),
         ("hosts.esx.count", (1, 10_000_000_000, 1), "", "must have 1 to 1000 values"),
         ("vms.web.memory", ("1 GiB", 2, "1 GiB"), ".to", "a memory size with a unit"),
         ("vms.web.memory", ("1 GiB", "2 GiB", "10 %"), ".step", "a memory size with a unit"),
@@ -381,6 +392,50 @@ def test_a_point_that_cannot_be_run_is_refused_like_one_that_is_wrong(tmp_path: 
     path = write(tmp_path, changed(sweep={"vary": {"hosts.esx.count": [1, 2]}}))
     with pytest.raises(ScenarioError, match=r"too large \(at hosts.esx.count 2\)"):
         load_sweep(path, data_root=None, fits=fits)
+
+
+VALUES = st.recursive(
+    st.sampled_from([None, True, 0, 1, 3, -1, 2.5, float("inf"), "1 GiB", "5 %", "x", ""]),
+    lambda inside: (
+        st.lists(inside, max_size=3)
+        | st.dictionaries(st.sampled_from(["from", "to", "step", "hosts.esx.count", "a"]), inside)
+    ),
+    max_leaves=6,
+)
+PATHS = st.sampled_from(
+    ["hosts.esx.count", "hosts.esx", "vms.web.memory", "placement.overcommit", "seed", "x", "vms"]
+)
+SWEEPS = VALUES | st.fixed_dictionaries(
+    {},
+    optional={
+        "vary": VALUES | st.dictionaries(PATHS, VALUES, max_size=3),
+        "variants": VALUES | st.dictionaries(st.just("v"), st.dictionaries(PATHS, VALUES)),
+        "mode": st.sampled_from(["product", "zip", "sample", 3]),
+        "points": st.sampled_from([1, 2, -1, None, "2"]),
+        "seeds": st.sampled_from([1, 2, 0, None]),
+    },
+)
+
+
+@given(SWEEPS)
+def test_any_sweep_is_points_or_problems(sweep: Any) -> None:
+    """Whatever a file holds under `sweep`, it is run or refused with a reason, never worse."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = plan(Path(folder), sweep)
+        except ScenarioError as error:
+            assert error.problems and all(problem.message for problem in error.problems)
+        else:
+            assert len(found.digests) == len(found.points) >= 1
+
+
+def test_digests_are_those_of_the_scenarios_loaded(tmp_path: Path) -> None:
+    save(tmp_path, make_trace())
+    values = {"trace": trace_of(vms=2, workloads=STEADY), "hosts": [{"name": "esx"}]}
+    found = plan(tmp_path, {"seeds": 3, "vary": {"vms.web.count": [1, 2]}}, **values)
+    for point, digests in zip(found.points, found.digests, strict=True):
+        for seed, digest in zip(found.seeds, digests, strict=True):
+            assert found.base.load(point.changes, seed).digest == digest
 
 
 def test_a_file_without_a_sweep_has_none(tmp_path: Path) -> None:

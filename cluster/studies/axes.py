@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from math import prod
+from math import isfinite, prod
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
@@ -204,7 +204,8 @@ def _of_range(annotation: Any, given: Mapping[str, Any]) -> Iterator[Any]:
 def _exactly(unit: Any, key: str, value: Any) -> tuple[Any, Decimal]:
     """A number, with its kind where the unit has several."""
     if unit is None:
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not isfinite(value):
             raise _AxisError("must be a number: what varies here is one", (key,))
         return None, Decimal(str(value))
     try:

@@ -29,6 +29,9 @@ OF_REASON = {
     "no host has the swap space": "swap space",
     "no host is within the memory overcommit limit": "the limit placement.overcommit",
     "no host is within the CPU overcommit limit": "the limit placement.cpu_overcommit",
+    "its pool has not the memory reserved": "a resource pool's reservation",
+    "no host keeps the rules": "the rules of where VMs may be",
+    "the room for host failures would be taken": "the room kept for host failures",
 }
 """Reason of a refusal -> what binds."""
 OVERSIZED = f"{REFUSED_BY}larger than any host"

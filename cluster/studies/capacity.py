@@ -144,7 +144,7 @@ def run(
     Raises the errors that `cluster.errors` knows.
     """
     slos = parse(goals)
-    stop = Stop()
+    stop = Stop(jobs.NOT_BEGUN)
     with stop.listening():
         base, sweep = read_base(options.scenario, options.data_root)
         if sweep is not None:

@@ -14,9 +14,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cluster import readback, scenario_text
+from cluster import readback, scenario_text, yaml_input
 from cluster.scenario import Scenario
 from cluster.scenario_file import tuples
+from cluster.scenario_paths import inside
 from cluster.studies import store
 from cluster.studies.figures import KEY_FIGURES, REFUSED_BY, numbers
 from cluster.studies.statistics import difference, spread
@@ -65,20 +66,26 @@ def _of_study(folder: Path) -> list[Path]:
     table = readback.json_object(folder / "results.json")
     if table is None:
         return sorted((folder / store.POINTS).glob("[!.]*"))
-    points = table["points"]
-    runs = [run for point in points for run in point["runs"] if run["folder"] is not None]
-    return [folder / run["folder"] for run in runs]
+    try:
+        runs = [run["folder"] for point in table["points"] for run in point["runs"]]
+        return [inside(folder, name, str(folder)) for name in runs if name is not None]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        why = f"{folder / 'results.json'} is not what this esxsim wrote: {error}"
+        raise OutputError(why) from error
 
 
 def read_run(folder: Path) -> Run:
-    """A run from its folder. Raises OutputError."""
+    """A run from its folder. Raises OutputError, and InputError for its scenario."""
     manifest = store.manifest_of(folder)
     if "esxsim" not in manifest:
         raise OutputError(f"{folder} is not a run folder: it has no manifest.json of esxsim")
     report = readback.report(folder / "report.json")
     if report is None or report["digest"] is None:
         raise OutputError(f"{folder} is of a run that ended early: there is nothing to compare")
-    stated = in_words(readback.scenario(folder / "scenario.yaml"))
+    document = yaml_input.read(folder / "scenario.yaml")
+    if not isinstance(document.data, dict):
+        raise OutputError(f"{folder / 'scenario.yaml'} holds no scenario")
+    stated = in_words(document.data)
     stated.pop("seed", None)
     return Run(folder, report["scenario"]["seed"], report["digest"], stated, numbers(report))
 

@@ -48,6 +48,8 @@ KEY_FIGURES = (
     Figure("cost.swap_out_pages", "pages swapped out", "count"),
     Figure("cost.guest_paging_pages", "pages paged by guests", "count"),
     Figure("migrations.count", "migrations", "count"),
+    Figure("failures.vms_restarted", "VMs restarted", "count"),
+    Figure("energy.kwh", "energy, kWh"),
 )
 STYLE_OF = {figure.path: figure.style for figure in KEY_FIGURES}
 

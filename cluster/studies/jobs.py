@@ -23,6 +23,7 @@ from cluster.tables import WriteError
 from hostsim.host import warm
 
 DONE, FAILED = "done", "failed"
+NOT_BEGUN = "stopped before the first run began"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,16 @@
 
 `vms`: so many VMs in all, divided among the groups and the trace in their proportion. `hosts`: so
 many hosts, in the same way. `overcommit`: the placement's limit in hundredths, with so many VMs
-that it is met. Groups of which an event names a member stay as they are.
+that it is met. Groups of which an event or a rule names a member stay as they are.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 from cluster.budget import busiest
 from cluster.population import Population
@@ -101,7 +101,7 @@ def apportioned(total: int, weights: Sequence[int]) -> list[int]:
 def scale_of(kind: Kind, loaded: Loaded, population: Population, file: str) -> Scale:
     """What a scenario's levels are. Raises InputError where nothing of it can vary."""
     scenario = loaded.scenario
-    named = {event.target for event in scenario.events}
+    named = set(_texts(scenario.model_dump(include={"events", "rules"})))
     groups: Sequence[HostGroup | VmGroup] = scenario.hosts if kind == "hosts" else scenario.vms
     key = "hosts" if kind == "hosts" else "vms"
     free = [at for at, group in enumerate(groups) if named.isdisjoint(member_names(group))]
@@ -118,11 +118,22 @@ def scale_of(kind: Kind, loaded: Loaded, population: Population, file: str) -> S
             high = most * sum(weights) // weights[-1] + fixed
             why = f"only {most} VMs of the trace run in the simulated time"
     if not places:
-        what = f"events name members of all groups of {key}: there is none whose count may vary"
+        what = f"members of all groups of {key} are named: there is none whose count may vary"
         raise InputError(file, [Problem(key, None, "", what)])
     low, start = len(places) + fixed, sum(weights) + fixed
     found = Scale(kind, tuple(places), tuple(weights), fixed, low, high, start, why, most)
     return _overcommit(found, population) if kind == "overcommit" else found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in nested data."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts(tuple(value.values()))
+    elif isinstance(value, list | tuple):
+        for inside in value:
+            yield from _texts(inside)
 
 
 def _in_trace(loaded: Loaded) -> int:

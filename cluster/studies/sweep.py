@@ -21,6 +21,9 @@ from cluster.tables import write_text
 from hostsim.host import warm
 from hostsim.jit import is_warm
 
+REASONS_SHOWN = 3
+"""Reasons of failures that the last line tells; results.json has all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -46,7 +49,7 @@ def run(options: Options) -> tuple[dict[str, Any], Path]:
     Raises the errors that `cluster.errors` knows: StoppedError and StudyError once what there is
     has been written.
     """
-    stop = Stop()
+    stop = Stop(jobs.NOT_BEGUN)
     with stop.listening():
         plan = load_sweep(
             options.scenario,
@@ -76,8 +79,10 @@ def ended(found: dict[str, Any], out: Path) -> None:
     if any(run["status"] == results.NOT_RUN for run in every):
         raise jobs.stopped(f"{done} of {len(every)} runs are in {out}")
     if failed:
-        reasons = "; ".join(dict.fromkeys(run["reason"] for run in failed))
-        raise StudyError(f"{len(failed)} of {len(every)} runs failed: {reasons}")
+        reasons = list(dict.fromkeys(run["reason"] for run in failed))
+        more = f"; and {len(reasons) - REASONS_SHOWN} more" * (len(reasons) > REASONS_SHOWN)
+        what = f"{len(failed)} of {len(every)} runs failed"
+        raise StudyError(f"{what}: {'; '.join(reasons[:REASONS_SHOWN])}{more}")
 
 
 def fits_here(address: str | None) -> Callable[[Any], object]:

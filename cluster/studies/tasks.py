@@ -49,18 +49,19 @@ def session(address: str | None, base: Base, store: Store, stop: Stop) -> Iterat
     with actors.session(address, stop.waiting()) as facts:
         stop.begin()
         memory = max(int(node["Resources"].get("memory", 0)) for node in _api.nodes())
-        yield _Tasks(base, store, stop, facts, memory)
+        yield _Tasks(base, store, stop, facts, memory, ray.remote(simulate))
 
 
 @dataclass(frozen=True, slots=True)
 class _Tasks:
-    """See Runner. memory: bytes of the largest node."""
+    """See Runner. memory: bytes of the largest node. remote: `simulate`, for Ray."""
 
     base: Base
     store: Store
     stop: Callable[[], bool]
     facts: dict[str, Any]
     memory: int
+    remote: Any
 
     @property
     def width(self) -> int:
@@ -98,8 +99,8 @@ class _Tasks:
         needed = budget.check(population, sample, LOCAL_PROCESSES, self.memory)
         facts = {"fleet": "ray task", "ray_cluster": self.facts, "simulator": simulator()}
         light = replace(loaded, trace=None, trace_vms=None, hashes={})
-        remote = ray.remote(simulate).options(num_cpus=1, memory=needed, max_retries=0)
-        return remote.remote(light, population, how(False, facts))
+        options = {"num_cpus": 1, "memory": needed, "max_retries": 0}
+        return self.remote.options(**options).remote(light, population, how(False, facts))
 
     def _take(self, job: Job, call: Any) -> None:
         try:
