@@ -28,6 +28,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _SPREAD = dict.fromkeys(("mean", "p50", "p95", "p99", "max"), _NUMBER)
 _COST = (
     *("swap_in_pages", "swap_out_pages", "double_paging_pages", "guest_paging_pages"),
+    *("compressions", "decompressions", "cache_evictions"),
     *("cow_breaks", "blocked_s", "migration_downtime_s"),
 )
 _FIT = ("vms_per_host_mean", "vms_per_host_max", "overcommit_configured", "overcommit_peak")

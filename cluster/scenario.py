@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from cluster import scenario_text
-from hostsim.config import DISKS, PROFILES, FrozenModel, HostConfig, IdleTax, VmConfig
+from hostsim.config import DISKS, FrozenModel, HostConfig, IdleTax, VmConfig
 from hostsim.guest_config import ContentMix, ContentTable, GuestImage, TraceGuest, Workload
+from hostsim.profiles import PROFILES
 from hostsim.units import MIB, Bytes, Milliseconds, Permille
 
 HOSTS_MAX = 100_000

@@ -1,9 +1,8 @@
 """What one host and one VM can be told: frozen models with every default and its source.
 
-A profile names an era of ESX and fills in the mechanism options that the user left out; nothing
-else in the package knows profile names. `osdi02` is the paper's system (ESX 1.5, option defaults
-from the ESX 2 manual); `vsphere` is ESXi 5 and later. Reference tags: [P] the paper by section,
-[ADM2] ESX Server 2 Administration Guide, [KSM/GPL] Linux sources.
+A profile names an era of ESX and fills in the mechanism options that the user left out, see
+`profiles`. Reference tags: [P] the paper by section, [ADM2] ESX Server 2 Administration Guide,
+[KSM/GPL] Linux sources.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from hostsim.profiles import PROFILES, merged
 from hostsim.units import (
     GIB,
     MIB,
@@ -133,6 +133,20 @@ class Paging(FrozenModel):
     Preventer; here of blocks read over it as well, which its Mapper sees."""
 
 
+class Compression(FrozenModel):
+    """Pages chosen for host swap are kept compressed instead, in a cache of each VM (ESX 4.1).
+
+    A page goes in if it compresses to 2 KiB at most, and then takes 1 or 2 KiB. When the cache is
+    full the page that has been in it longest is decompressed and swapped. Its frames count as
+    memory of the VM, towards its target; it is taken as never fragmented.
+    """
+
+    enabled: bool = False
+    """Mem.MemZipEnable, on from ESX 4.1 on."""
+    maximum: Permille = 100
+    """Largest cache as a part of VM size: Mem.MemZipMaxPct, 10 %."""
+
+
 SSD = Disk()
 DISK_2002 = Disk(latency=8_000_000, iops=120, write_cluster=16)
 """A 10 k rpm SCSI disk of 2002: 5 ms seek + 3 ms half a turn; about 120 random I/Os a second, the
@@ -147,6 +161,9 @@ class Costs(FrozenModel):
     """A copy-on-write break: exit, fault handling and a 4 KiB copy."""
     scan: Nanoseconds = 2_000
     """Hash and table look-up of one scanned page: 4 KiB at 2-4 GB/s plus cache misses."""
+    decompress: Nanoseconds = 20_000
+    """A touch of a compressed page: exit, fault handling and decompression, about 20 us in ESX 4.1
+    (virtualizationeh.ca 2010/07/14, after VMware). Compressing takes no time of a guest."""
     page_copy: Nanoseconds = 1_500
     """Copy of a page through a bounce buffer, or to another frame: 4 KiB at 2-4 GB/s. The core that
     does it is missed by the VM that transmits: part of the time that it loses to `cpu`."""
@@ -185,6 +202,7 @@ class HostConfig(FrozenModel):
     sampling: Sampling = Sampling()
     reclaim: Reclaim = Reclaim()
     paging: Paging = Paging()
+    compression: Compression = Compression()
     swap: Disk = SSD
     swap_space: Bytes | None = None
     """Room for all swap files together; see `swap_space_bytes` for the default."""
@@ -198,7 +216,7 @@ class HostConfig(FrozenModel):
             return data
         name = data.get("profile", "vsphere")
         profile = PROFILES.get(name) if isinstance(name, str) else None
-        return data if profile is None else _merged(profile, data)
+        return data if profile is None else merged(profile, data)
 
     @field_validator("swap", mode="before")
     @classmethod
@@ -227,43 +245,6 @@ def named_disk(value: Any) -> Any:
             raise ValueError(f"must be one of {', '.join(DISKS)}, or a mapping of latency and iops")
         return DISKS[value]
     return value
-
-
-PROFILES: dict[str, dict[str, Any]] = {
-    "osdi02": {
-        "allocation": {"claim": "configured", "deadband_sigmas": 0},
-        "swap": "disk-2002",
-    },
-    "vsphere": {
-        "reserve": "1 GiB",
-        "sharing": {
-            "scan_pages_per_s_vm": 1024,
-            "scan_pages_per_s_total": 16_384,
-            "scan_time": "60 min",
-        },
-        # The GPL Linux driver: up to 16384 pages a cycle while the guest is not under pressure.
-        "balloon": {"inflate": "64 MiB/s", "deflate": "64 MiB/s", "maximum": "65 %"},
-        "sampling": {"period": "60 s"},
-        "reclaim": {
-            "minfree": "sliding",
-            "high": "100 %",
-            "soft": "64 %",
-            "hard": "32 %",
-            "low": "16 %",
-        },
-    },
-}
-
-
-def _merged(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """`given` over `defaults`, one level of mappings deep per key."""
-    merged = dict(defaults)
-    for key, value in given.items():
-        base = merged.get(key)
-        merged[key] = (
-            {**base, **value} if isinstance(base, dict) and isinstance(value, dict) else value
-        )
-    return merged
 
 
 class VmConfig(FrozenModel):

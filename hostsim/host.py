@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from hostsim import allocate, contents, epochs, measure, spread, tenancy
+from hostsim import allocate, compress, contents, epochs, measure, spread, tenancy
 from hostsim.arrays import empty
 from hostsim.composition import Composition, compose
 from hostsim.config import Allocation, HostConfig, VmConfig
@@ -31,12 +31,14 @@ from hostsim.program import from_workload
 from hostsim.rows import Tables, tables_of
 from hostsim.spec import VmSpec
 from hostsim.state import (
+    COMPRESSED,
     RESIDENT,
     SHARED,
     UNTOUCHED,
     Array,
     HostState,
     count_vms,
+    set_state,
     state_of,
 )
 from hostsim.units import MIB, HostId, VmId, pages
@@ -269,6 +271,9 @@ def free_vm(st: HostState, v: int) -> None:
         state = state_of(st, st.vms[v].base_slot + ppn)
         if state == RESIDENT or state == SHARED:
             leave_memory(st, v, ppn, UNTOUCHED)
+        elif state == COMPRESSED:
+            compress.take_out(st, v, ppn)
+            set_state(st, st.vms[v].base_slot + ppn, UNTOUCHED)
 
 
 def warm(note: Callable[[str], None]) -> None:

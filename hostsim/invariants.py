@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from hostsim.compress import NEWER, OLDER, count_quarters
 from hostsim.state import (
     ACCESSED,
     ANON,
     BALLOONED,
     CACHE,
+    COMPRESSED,
     DRIVER_PRESENT,
     FREE,
     HINT,
@@ -30,6 +32,7 @@ from hostsim.state import (
     USE_SHIFT,
     Array,
     HostState,
+    compressed_frames,
     count_vms,
 )
 
@@ -80,6 +83,39 @@ def swap_space_holds(st: HostState, v: int) -> None:
     )
 
 
+def compression_cache_is_accounted(st: HostState, v: int) -> None:
+    """Each COMPRESSED page lies in the cache once, from the oldest to the newest; they take what
+    is kept, which is no more than they may."""
+    vm = st.vms[v]
+    if st.host[0].compression == 0:
+        kept = (vm.compressed, vm.compressed_quarters, vm.oldest, vm.newest)
+        _require(not any(kept), "compression cache", f"VM row {v}: {kept} on a host without")
+        return
+    pages, _ = _pages_of(st, v)
+    by_age = st.by_age[vm.base_slot : vm.base_slot + vm.size_slots].tolist()
+    found: list[int] = []
+    at, before = int(vm.oldest), 0
+    while at != 0 and len(found) <= vm.size_slots:
+        linked = by_age[at - 1][OLDER]
+        _require(linked == before, "compression cache", f"VM row {v} page {at - 1}: {linked}")
+        found.append(at - 1)
+        before, at = at, by_age[at - 1][NEWER]
+    held = np.flatnonzero(pages & STATE == COMPRESSED)
+    _require(
+        sorted(found) == held.tolist() and before == vm.newest,
+        "compression cache",
+        f"VM row {v}: {len(found)} pages by age up to {before} of {vm.newest}, {len(held)} held",
+    )
+    linked = np.setdiff1d(np.flatnonzero(np.any(by_age, axis=1)), held)
+    _require(len(linked) == 0, "compression cache", f"VM row {v}: links of pages {linked[:3]}")
+    quarters, kept = count_quarters(st, v), vm.compressed_quarters
+    _require(
+        quarters == kept <= vm.compressed_max,
+        "compression cache",
+        f"VM row {v}: {quarters} quarters counted, {kept} kept, {vm.compressed_max} at most",
+    )
+
+
 def dropped_pages_are_on_the_guests_disk(st: HostState, v: int) -> None:
     """What the host dropped was clean cache; the guest may have freed it since."""
     pages, _ = _pages_of(st, v)
@@ -92,7 +128,7 @@ def guest_use_is_accounted(st: HostState, v: int) -> None:
     """The guest's own counts of free, cache, anonymous and paged-out pages are right."""
     pages, _ = _pages_of(st, v)
     state, use = pages & STATE, pages >> USE_SHIFT
-    inside = (state == RESIDENT) | (state == SHARED) | (state == SWAPPED)
+    inside = (state != UNTOUCHED) & (state != BALLOONED)
     free = (state != BALLOONED) & ((state == UNTOUCHED) | (use == FREE))
     outside_anon = ~inside & (use == ANON)
     counted = [
@@ -125,10 +161,12 @@ def references_are_conserved(st: HostState) -> None:
 
 
 def frames_are_conserved(st: HostState) -> None:
-    """Private frames + shared frames + overheads + free = machine memory; free is not negative."""
+    """Private frames + shared frames + compression caches + overheads + free = machine memory; free
+    is not negative."""
     host = st.host[0]
     rows = st.order[: count_vms(st)]
     used = int(st.vms["resident"][rows].sum()) + int(host.distinct) + int(host.overhead)
+    used += sum(int(compressed_frames(st, v)) for v in rows)
     overhead = int(st.vms["overhead"][rows].sum())
     _require(overhead == host.overhead, "overheads", f"{overhead} of VMs, {host.overhead} kept")
     _require(
@@ -139,8 +177,8 @@ def frames_are_conserved(st: HostState) -> None:
 
 
 def highmem_is_conserved(st: HostState) -> None:
-    """High frames of private pages, shared contents and overheads + free ones = all there are;
-    low frames likewise. Only what has a frame has a kind."""
+    """High frames of private pages, shared contents, compression caches and overheads + free ones =
+    all there are; low frames likewise. Only what has a frame has a kind."""
     host = st.host[0]
     rows = st.order[: count_vms(st)]
     private = 0
@@ -155,7 +193,8 @@ def highmem_is_conserved(st: HostState) -> None:
     wrong = np.flatnonzero(shared & ((st.refs == 0) | (st.shared_kind != KIND)))
     _require(len(wrong) == 0, "kinds", f"content {wrong[:3]}: {st.shared_kind[wrong[:3]]}")
     overhead = int(st.vms["overhead_highmem"][rows].sum())
-    used = private + int(shared.sum()) + overhead
+    caches = int(st.vms["compressed_highmem"][rows].sum())
+    used = private + int(shared.sum()) + overhead + caches
     _require(
         used + host.highmem_free == host.highmem and 0 <= host.highmem_free <= host.free,
         "high frames",
@@ -163,6 +202,10 @@ def highmem_is_conserved(st: HostState) -> None:
     )
     beyond = [int(v) for v in rows if not 0 <= st.vms[v].overhead_highmem <= st.vms[v].overhead]
     _require(not beyond, "high frames", f"VM rows {beyond}: of more overhead than there is")
+    beyond = [
+        int(v) for v in rows if not 0 <= st.vms[v].compressed_highmem <= compressed_frames(st, v)
+    ]
+    _require(not beyond, "high frames", f"VM rows {beyond}: of more cache than there is")
 
 
 def hints_are_owned(st: HostState) -> None:
@@ -205,6 +248,7 @@ def check(st: HostState) -> None:
         page_states_are_exclusive(st, v)
         balloon_is_accounted(st, v)
         swap_space_holds(st, v)
+        compression_cache_is_accounted(st, v)
         dropped_pages_are_on_the_guests_disk(st, v)
         guest_use_is_accounted(st, v)
     references_are_conserved(st)

@@ -79,6 +79,9 @@ def _host_of_kind(config: HostConfig, seed: int, sample: int, tick_ms: int) -> A
     row.cpus, row.cow_ns, row.scan_ns = config.cpus, config.costs.cow, config.costs.scan
     row.copy_ns, row.copy_threshold = config.costs.page_copy, config.io.copy_threshold
     row.remap = REMAP.index(config.io.remap)
+    compression = config.compression
+    row.compression, row.decompress_ns = compression.enabled, config.costs.decompress
+    row.compressed_max_permille = compression.maximum if compression.enabled else 0
     return rows
 
 
@@ -103,7 +106,10 @@ def fill_vms(
 
     host: the host's row. Raises ValueError for a replay that its VM cannot hold.
     """
-    terms = int(host.sample), int(host.sharing), int(host.balloon_max_permille)
+    terms = (
+        *(int(host.sample), int(host.sharing), int(host.balloon_max_permille)),
+        int(host.compressed_max_permille),
+    )
     now_ms, plain = int(host.now_ms), rows.view(np.ndarray)
     for at, (spec, layout) in enumerate(zip(specs, layouts, strict=True)):
         plain[at] = _row_of_kind(spec.config, layout, *terms)
@@ -121,6 +127,7 @@ def _row_of_kind(
     sample: int,
     sharing: int,
     balloon_max_permille: int,
+    compressed_max_permille: int,
 ) -> Any:
     """What VMs of one kind have in common, on hosts alike: a VM row, to be copied.
 
@@ -136,6 +143,9 @@ def _row_of_kind(
     row.driver = DRIVER_PRESENT if config.balloon == "present" else DRIVER_ABSENT
     if config.balloon == "present":
         row.balloon_max = row.size_slots * balloon_max_permille // 1000
+    row.compressed_max = 4 * (row.size_slots * compressed_max_permille // 1000)
+    row.to_quarter = image.compressible.quarter
+    row.to_half = image.compressible.quarter + image.compressible.half
     row.untouched = row.guest_free = row.size_slots
     row.target = row.limit
     row.free_cursor = row.size_slots - 1

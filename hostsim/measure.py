@@ -12,7 +12,15 @@ import numpy as np
 from hostsim import sample
 from hostsim.jit import i64, kernel
 from hostsim.share import shared_saved
-from hostsim.state import N_CAUSES, Array, HostState, alloc_of, count_vms, refs_of
+from hostsim.state import (
+    N_CAUSES,
+    Array,
+    HostState,
+    alloc_of,
+    compressed_frames,
+    count_vms,
+    refs_of,
+)
 
 
 @kernel
@@ -61,6 +69,7 @@ def measure_memory(st: HostState, row: Any, vm_rows: Array, first: int, distinct
     row.overhead_pages = host.overhead * k
     row.configured_pages = row.allocated_pages = row.active_pages = row.shared_pages = 0
     row.ballooned_pages = row.swapped_pages = row.untouched_pages = row.compressed_pages = 0
+    row.compression_cache_pages = 0
     row.consumed_pages = distinct
     for i in range(n):
         v = st.order[i]
@@ -73,7 +82,7 @@ def measure_memory(st: HostState, row: Any, vm_rows: Array, first: int, distinct
         to.active_slow_pages = i64(vm.slow * to.allocated_pages)
         to.active_fast_pages = i64(vm.fast * to.allocated_pages)
         to.ballooned_pages, to.swapped_pages = vm.ballooned * k, vm.swapped * k
-        to.untouched_pages = vm.untouched * k
+        to.compressed_pages, to.untouched_pages = vm.compressed * k, vm.untouched * k
         row.configured_pages += vm.size_slots * k
         row.allocated_pages += to.allocated_pages
         row.consumed_pages += vm.resident * k
@@ -81,6 +90,8 @@ def measure_memory(st: HostState, row: Any, vm_rows: Array, first: int, distinct
         row.shared_pages += to.shared_pages
         row.ballooned_pages += to.ballooned_pages
         row.swapped_pages += to.swapped_pages
+        row.compressed_pages += to.compressed_pages
+        row.compression_cache_pages += compressed_frames(st, v) * k
         row.untouched_pages += to.untouched_pages
 
 
@@ -115,6 +126,8 @@ def count_events(st: HostState, row: Any) -> None:
     row.inflated_pages, row.deflated_pages = host.inflated * k, host.deflated * k
     row.swap_out_pages, row.swap_in_pages = host.swap_outs * k, host.swap_ins * k
     row.swap_dropped_pages, row.swap_skipped_pages = host.swap_drops * k, host.swap_skips * k
+    row.compressions, row.decompressions = host.compressions * k, host.decompressions * k
+    row.cache_evictions = host.cache_evictions * k
     row.double_paging_pages = host.double_pagings * k
     row.stale_read_pages = host.stale_reads * k
     row.guest_paging_pages = (host.guest_page_ins + host.guest_page_outs) * k
@@ -129,6 +142,7 @@ def count_events(st: HostState, row: Any) -> None:
     host.guest_page_ins = host.guest_page_outs = host.guest_refusals = 0
     host.stalled_touches = host.minor_faults = 0
     host.transmits = host.copies = host.remaps = 0
+    host.compressions = host.decompressions = host.cache_evictions = 0
 
 
 @kernel

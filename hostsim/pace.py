@@ -22,6 +22,7 @@ from hostsim.state import (
     alloc_of,
     count_vms,
     entitled,
+    held_of,
     slot_unit,
 )
 from hostsim.workload import row_at
@@ -103,7 +104,7 @@ def relief_ms(st: HostState) -> int:
         if moves(st, v) and st.vms[v].balloon_target > st.vms[v].ballooned:
             rate += host.inflate_rate
         is_paging = is_paging or (
-            not balloon.can_balloon(st, v) and alloc_of(st, v) > entitled(st, v)
+            not balloon.can_balloon(st, v) and held_of(st, v) > entitled(st, v)
         )
     if is_paging:
         rate += host.swap_iops * host.swap_cluster

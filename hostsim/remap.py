@@ -22,7 +22,7 @@ NEVER, FREE_ONLY, RANDOM = map(i64, range(3))
 LOOKS = 256
 """Random pages looked at for one that makes way, before a draw among all there are."""
 _RESIDENT = np.uint8(RESIDENT)
-PRIVATE_LOW: Kind = (np.uint8(STATE | KIND), _RESIDENT, _RESIDENT, _RESIDENT)
+PRIVATE_LOW: Kind = (np.uint8(STATE | KIND), _RESIDENT, _RESIDENT, _RESIDENT, _RESIDENT)
 """Pages that may make way: private ones, whose frame lies low."""
 
 

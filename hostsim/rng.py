@@ -10,8 +10,8 @@ import numpy as np
 
 from hostsim.jit import i64, kernel, small
 
-TOUCH, SCAN, SWAP, ORDER, GUEST, SAMPLE, DEFLATE, TRANSMIT, REMAP, POOL, SLOTS, SPREAD = range(
-    1, 13
+TOUCH, SCAN, SWAP, ORDER, GUEST, SAMPLE, DEFLATE, TRANSMIT, REMAP, POOL, SLOTS, SPREAD, EASE = (
+    range(1, 14)
 )
 """Purposes: what a stream is for."""
 

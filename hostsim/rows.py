@@ -39,6 +39,8 @@ HOST_ROW = np.dtype(
         ("swapped_pages", np.int64),
         ("compressed_pages", np.int64),
         ("untouched_pages", np.int64),
+        # Frames that compressed pages take: neither consumed nor overhead.
+        ("compression_cache_pages", np.int64),
         ("overhead_pages", np.int64),
         ("free_pages", np.int64),
         # Time in each reclamation state during the epoch, in milliseconds.
@@ -61,6 +63,10 @@ HOST_ROW = np.dtype(
         # Paged out without a write, and overwritten without having been read (config.Paging).
         ("swap_dropped_pages", np.int64),
         ("swap_skipped_pages", np.int64),
+        # Into VMs' compression caches, out of them by a touch, out of them to swap.
+        ("compressions", np.int64),
+        ("decompressions", np.int64),
+        ("cache_evictions", np.int64),
         ("double_paging_pages", np.int64),
         ("stale_read_pages", np.int64),
         ("guest_paging_pages", np.int64),
@@ -95,6 +101,7 @@ VM_ROW = np.dtype(
         ("shared_pages", np.int64),
         ("ballooned_pages", np.int64),
         ("swapped_pages", np.int64),
+        ("compressed_pages", np.int64),
         ("untouched_pages", np.int64),
         ("guest_swapped_pages", np.int64),
     ]

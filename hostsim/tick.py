@@ -14,9 +14,11 @@ from hostsim.state import (
     SOFT,
     HostState,
     alloc_of,
+    compressed_frames,
     count_vms,
     due,
     entitled,
+    held_of,
     slot_unit,
 )
 
@@ -141,12 +143,12 @@ def retarget(st: HostState) -> None:
         vm = st.vms[v]
         alloc = alloc_of(st, v)
         active[i] = sample.active_fraction(st, v) * alloc
-        touched[i] = alloc + vm.backed + vm.swapped
+        touched[i] = alloc + vm.backed + vm.swapped + vm.compressed
         grown = max(touched[i] - vm.touched_before, 0)
         vm.touched_before = touched[i]
         by_touch = host.claim_touched == 1
         claim[i] = allocate.claim_of(vm.limit, touched[i], grown, vm.size_slots, by_touch)
-        floor = vm.reservation if vm.shares == 0 else min(vm.reservation, alloc)
+        floor = vm.reservation if vm.shares == 0 else min(vm.reservation, held_of(st, v))
         shares[i], low[i] = vm.shares, min(floor, claim[i])
         if vm.shares == 0:
             claim[i] = low[i]
@@ -169,9 +171,8 @@ def aim_balloon(st: HostState, v: int, touched: int, active: float) -> None:
     """
     host = st.host[0]
     vm = st.vms[v]
-    wanted = allocate.balloon_target(
-        vm.size_slots, vm.target, vm.reservation, vm.swapped, vm.balloon_max
-    )
+    out = vm.swapped + vm.compressed - compressed_frames(st, v)
+    wanted = allocate.balloon_target(vm.size_slots, vm.target, vm.reservation, out, vm.balloon_max)
     if host.claim_touched == 1:
         alloc = alloc_of(st, v)
         sigmas = host.deadband_sigmas
@@ -195,7 +196,7 @@ def page_out(st: HostState) -> None:
         v = st.order[i]
         excess[i] = 0
         if reclaim.may_page(host.level, balloon.can_balloon(st, v)):
-            excess[i] = max(alloc_of(st, v) - entitled(st, v), 0)
+            excess[i] = max(held_of(st, v) - entitled(st, v), 0)
             if host.level >= HARD:
                 excess[i] = max(excess[i] - st.vms[v].gave, 0)
     while host.free < host.goal and swap.can_write(st):
@@ -217,7 +218,7 @@ def block(st: HostState) -> None:
     for i in range(count_vms(st)):
         v = st.order[i]
         vm = st.vms[v]
-        above = blocks and alloc_of(st, v) > entitled(st, v)
+        above = blocks and held_of(st, v) > entitled(st, v)
         vm.blocked = 1 if above or vm.overhead_due > 0 else 0
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import naive_compress as compress
 import numpy as np
 from naive_host import active_fraction, limits
 from naive_index import TRUNCATED, HintFrame
@@ -65,6 +66,9 @@ EVENTS = [
     "transmits",
     "copies",
     "remaps",
+    "compressions",
+    "decompressions",
+    "cache_evictions",
 ]
 """Counters of a host since the last measurement."""
 
@@ -126,6 +130,12 @@ def vm_numbers(esx: Esx, vm: Vm) -> dict[str, int]:
         "shared": len(vm.pages("shared")),
         "ballooned": vm.count(Annotation.BALLOONED),
         "swapped": len(vm.swap),
+        "compressed": len(vm.compressed),
+        "compressed_quarters": compress.taken(esx, vm),
+        "compressed_max": compress.most(esx, vm),
+        "compressed_highmem": sum(map(esx.machine.is_high, vm.cache_frames)),
+        "oldest": 1 + next(iter(vm.compressed), -1),
+        "newest": 1 + next(reversed(vm.compressed), -1),
         "backed": len(vm.backed),
         "target": vm.target,
         "balloon_target": vm.balloon_target,
@@ -281,7 +291,7 @@ def guest_reads(esx: Esx, vm: Vm, ppn: int) -> Content | None:
     """What the guest finds in a page, in memory or on a disk; None: it has nothing there."""
     if ppn in vm.guest.away:
         return vm.guest.home[ppn]
-    if vm.frame(ppn) is not None or vm.state(ppn) == "swapped":
+    if vm.frame(ppn) is not None or vm.state(ppn) in ("swapped", "compressed"):
         return esx.read(vm, ppn)
     return None
 

@@ -37,7 +37,7 @@ def step(esx: Esx) -> None:
     if esx.level >= SOFT:
         page_out(esx)
     for vm in esx.on():
-        above = esx.level == LOW and vm.alloc() > vm.entitled()
+        above = esx.level == LOW and vm.held() > vm.entitled()
         vm.blocked = above or vm.overhead_due > 0
     run_guests(esx)
     if esx.config.sharing.enabled:
@@ -92,11 +92,11 @@ def retarget(esx: Esx) -> None:
     claims, touched, active = [], [], []
     for vm in esx.on():
         alloc = vm.alloc()
-        touched.append(alloc + len(vm.backed) + len(vm.swap))
+        touched.append(alloc + len(vm.backed) + len(vm.swap) + len(vm.compressed))
         active.append(active_fraction(vm) * alloc)
         cap = policy.claimed_slots(config, vm.limit, vm.size, touched[-1], vm.touched_before)
         vm.touched_before = touched[-1]
-        floor = vm.reservation if vm.shares == 0 else min(vm.reservation, alloc)
+        floor = vm.reservation if vm.shares == 0 else min(vm.reservation, vm.held())
         cap = min(floor, cap) if vm.shares == 0 else cap
         claims.append(policy.Claim(vm.shares, active[-1], min(floor, cap), cap))
     overheads = sum(len(vm.overhead) + vm.overhead_due for vm in esx.on())
@@ -112,7 +112,8 @@ def retarget(esx: Esx) -> None:
 
 def balloon_target(esx: Esx, vm: Vm, touched: int, active: Fraction) -> int:
     """The balloon holds what the target leaves of the VM's size, never the reservation."""
-    wanted = max(vm.size - max(vm.target, vm.reservation) - len(vm.swap), 0)
+    out = len(vm.swap) + len(vm.compressed) - len(vm.cache_frames)
+    wanted = max(vm.size - max(vm.target, vm.reservation) - out, 0)
     wanted = min(wanted, vm.balloon_max)
     if esx.config.allocation.claim == "touched":
         if vm.entitled() >= touched:
@@ -154,7 +155,7 @@ def page_out(esx: Esx) -> None:
     goal = limits(esx).goal
     excess = {}
     for vm in esx.on():
-        above = max(vm.alloc() - vm.entitled(), 0)
+        above = max(vm.held() - vm.entitled(), 0)
         if esx.level >= HARD:
             excess[vm.spec.vm] = max(above - vm.gave, 0)
         elif not vm.can_balloon():

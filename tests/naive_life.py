@@ -183,7 +183,7 @@ def power_off(esx: Esx, vm_id: int) -> None:
     for ppn in range(vm.size):
         if vm.frame(ppn) is not None:
             pages.leave_memory(esx, vm, ppn)
-    for mpn in vm.overhead:
+    for mpn in vm.overhead + vm.cache_frames:
         esx.machine.release(mpn)
     del esx.vms[vm_id]
     esx.rebalance = True

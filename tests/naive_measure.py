@@ -40,6 +40,9 @@ EVENTS = {
     "transmitted_pages": "transmits",
     "copied_pages": "copies",
     "remapped_pages": "remaps",
+    "compressions": "compressions",
+    "decompressions": "decompressions",
+    "cache_evictions": "cache_evictions",
 }
 
 
@@ -82,6 +85,7 @@ def vm_row(esx: Esx, vm: Vm) -> Row:
         "shared_pages": shared * k,
         "ballooned_pages": len(vm.pages("ballooned")) * k,
         "swapped_pages": len(vm.pages("swapped")) * k,
+        "compressed_pages": len(vm.compressed) * k,
         "untouched_pages": len(vm.pages("untouched")) * k,
         "guest_swapped_pages": vm.guest_swapped() * k,
     }
@@ -103,14 +107,14 @@ def host_row(esx: Esx) -> Row:
         "consumed_pages": (resident + len(shared_frames)) * k - unreal,
         "shared_saved_pages": esx.shared_saved() * k + unreal,
         "zero_saved_pages": sum(esx.index.references(f.mpn) * k - 1 for f in zero_pages),
-        "compressed_pages": 0,
+        "compression_cache_pages": sum(len(vm.cache_frames) for vm in vms) * k,
         "overhead_pages": sum(len(vm.overhead) for vm in vms) * k,
         "free_pages": esx.free * k + unreal,
         "cpu_demand_permille": esx.events["cpu_demand_ms"] // max(esx.config.cpus * elapsed_ms, 1),
         "minor_faults": esx.events["minor_faults"],
         "guest_paging_pages": (esx.events["guest_page_ins"] + esx.events["guest_page_outs"]) * k,
     }
-    for state in ("shared", "ballooned", "swapped", "untouched"):
+    for state in ("shared", "ballooned", "swapped", "compressed", "untouched"):
         row[f"{state}_pages"] = sum(len(vm.pages(state)) for vm in vms) * k
     for column, event in EVENTS.items():
         row[column] = esx.events[event] * k

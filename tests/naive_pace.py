@@ -86,7 +86,7 @@ def relief_ms(esx: Esx) -> int:
         if vm.has_driver and vm.guest.booted and vm.balloon_target > vm.count(Annotation.BALLOONED):
             rate += esx.config.balloon.inflate * 1000 // PAGE_SIZE
     swap = esx.config.swap
-    if any(not vm.can_balloon() and vm.alloc() > vm.entitled() for vm in esx.on()):
+    if any(not vm.can_balloon() and vm.held() > vm.entitled() for vm in esx.on()):
         rate += swap.iops * swap.write_cluster * 1000
     missing = levels(esx.config.reclaim, esx.config.memory, esx.sample).goal - esx.free
     return ms_for(esx, max(missing, 1), rate)

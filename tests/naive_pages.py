@@ -6,6 +6,7 @@ content index. A touch that cannot be served raises the reason why (`Stall`).
 
 from __future__ import annotations
 
+import naive_compress as compress
 import naive_remap as remap
 from naive_index import TRUNCATED, HintFrame, SharedFrame
 from naive_machine import ZERO_PAGE, Content, Draws, NoFrame, NoGuestIo, NoIo
@@ -124,7 +125,7 @@ def pop(vm: Vm, ppn: int) -> None:
 
 def require_frame(esx: Esx, vm: Vm) -> None:
     """In LOW no VM grows beyond what it is entitled to."""
-    if esx.free == 0 or (esx.level == LOW and vm.alloc() >= vm.entitled()):
+    if esx.free == 0 or (esx.level == LOW and vm.held() >= vm.entitled()):
         raise NoFrame
 
 
@@ -135,6 +136,12 @@ def bring_in(esx: Esx, vm: Vm, ppn: int) -> int:
     require_frame(esx, vm)
     if vm.pmap.get(ppn) is Annotation.SWAPPED:
         return swap_in(esx, vm, ppn)
+    if vm.pmap.get(ppn) is Annotation.COMPRESSED:
+        content, _ = compress.take_out(esx, vm, ppn)
+        vm.pmap[ppn] = Backed(esx.machine.take(content, vm.salt))
+        esx.events["decompressions"] += 1
+        vm.cause = "decompress"
+        return esx.config.costs.decompress
     if vm.pmap.get(ppn) is Annotation.BALLOONED:
         pop(vm, ppn)
         esx.events["pops"] += 1
@@ -245,14 +252,42 @@ def page_out(esx: Esx, vm: Vm, ppn: int) -> None:
         if tries and share(esx, vm, ppn, insert_hint=False):
             esx.events["shared_before_swap"] += 1
             return
+    is_clean = esx.config.paging.map_clean and vm.guest.use[ppn] is Use.CACHE
+    if not is_clean and keep_compressed(esx, vm, ppn):
+        return
     vm.swap[ppn] = esx.read(vm, ppn)
     leave_memory(esx, vm, ppn)
     vm.pmap[ppn] = Annotation.SWAPPED
-    if esx.config.paging.map_clean and vm.guest.use[ppn] is Use.CACHE:
+    if is_clean:
         assert vm.swap[ppn] == vm.guest.home[ppn], "the guest's disk holds something else"
         vm.dropped.add(ppn)
         esx.events["swap_drops"] += 1
         return
+    write_to_swap(esx)
+
+
+def keep_compressed(esx: Esx, vm: Vm, ppn: int) -> bool:
+    """Compress before swap. A full cache swaps what it has held longest; while it cannot, the
+    victim stays where it is. False: the page has to be swapped."""
+    quarters, most = compress.quarters(esx, vm, ppn), compress.most(esx, vm)
+    if quarters == 0 or quarters > most:
+        return False
+    while compress.taken(esx, vm) + quarters > most:
+        if not esx.can_write() or len(vm.swap) >= vm.size - vm.reservation:
+            return True
+        oldest = next(iter(vm.compressed))
+        vm.swap[oldest], _ = compress.take_out(esx, vm, oldest)
+        vm.pmap[oldest] = Annotation.SWAPPED
+        esx.events["cache_evictions"] += 1
+        write_to_swap(esx)
+    content = esx.read(vm, ppn)
+    leave_memory(esx, vm, ppn)
+    compress.put(esx, vm, ppn, content)
+    esx.events["compressions"] += 1
+    return True
+
+
+def write_to_swap(esx: Esx) -> None:
     esx.events["swap_outs"] += 1
     if esx.cluster_room == 0:  # the cluster that was being written is full: a new operation
         esx.swap_io_left -= 1

@@ -324,9 +324,10 @@ def test_configured_memory_is_always_accounted_for(frames: int) -> None:
         row, vms = (table[0] if len(table) == 1 else table for table in host.measure())
         parts = ("consumed", "shared_saved", "ballooned", "swapped", "compressed", "untouched")
         assert row["configured_pages"] == sum(row[f"{part}_pages"] for part in parts) == 4 * SIZE
-        of_vm = ("allocated", "ballooned", "swapped", "untouched")
+        of_vm = ("allocated", "ballooned", "swapped", "compressed", "untouched")
         assert (sum(vms[f"{part}_pages"] for part in of_vm) == SIZE).all()
         used = row["consumed_pages"] + row["overhead_pages"] + row["free_pages"]
+        used += row["compression_cache_pages"]
         assert used == counter(host, "machine") == frames
     untouched = (states_of(host, 1) == UNTOUCHED).sum()
     assert vms["untouched_pages"][0] == untouched

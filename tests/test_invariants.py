@@ -11,6 +11,7 @@ from crowded_hosts import SECOND, VMS, crowded_host, starved
 from host_builders import counter, row_of
 
 from hostsim import invariants, snapshot
+from hostsim.compress import NEWER
 from hostsim.host import Host
 from hostsim.invariants import BrokenInvariantError
 from hostsim.state import (
@@ -146,6 +147,18 @@ def swap_space_shrinks(host: Host) -> None:
     row.swap_space = row.swapped - 1
 
 
+def cached_twice(host: Host) -> None:
+    """The newest page of a cache is followed by the oldest one."""
+    row = row_of(host, 2)
+    host.state.by_age[row.base_slot + row.newest - 1, NEWER] = row.oldest
+
+
+def compresses_worse(host: Host) -> None:
+    """A quarter more than the page takes, in the same frames."""
+    rows = (row_of(host, vm) for vm in VMS)
+    next(row for row in rows if row.compressed_quarters % 4).compressed_quarters += 1
+
+
 def kind_without_a_frame(host: Host) -> None:
     host.state.page[page_with(host, int(SWAPPED))] |= int(KIND)
 
@@ -179,6 +192,11 @@ DAMAGES: list[tuple[str, str, Damage]] = [
     ("less swap space than swapped pages", "swap space", swap_space_shrinks),
     ("a resident page is swapped", "page states", becomes(int(RESIDENT), int(SWAPPED))),
     ("a swapped page is resident", "page states", becomes(int(SWAPPED), int(RESIDENT))),
+    ("a cache that goes round", "compression cache", cached_twice),
+    ("a cache that ends early", "compression cache", add("newest", -1, vm=2)),
+    ("a page that takes more", "compression cache", compresses_worse),
+    ("a smaller cache than it holds", "compression cache", add("compressed_max", -(10**6), vm=2)),
+    ("cache in high memory that is none", "high frames", add("compressed_highmem", 10**6, vm=2)),
     ("one more backed page", "balloon", add("backed", 1, vm=3)),
     ("a ballooned page gave nothing", "balloon", backed_by_nothing),
     ("a balloon without a driver", "balloon", no_driver),

@@ -75,6 +75,10 @@ def host_configs(draw: st.DrawFn, k: int) -> HostConfig:
             "period": draw(st.sampled_from([1000, 3000])),
         },
         reclaim={"reading": draw(st.sampled_from(["a", "b"]))},
+        compression={
+            "enabled": draw(st.booleans()),
+            "maximum": draw(st.sampled_from([100, 20, 400])),
+        },
         io={
             "low_memory": draw(st.sampled_from([None, *(scenes.amount(n, k) for n in LOW)])),
             "copy_threshold": draw(st.sampled_from([0, 1, 3])),
