@@ -193,7 +193,9 @@ class HostConfig(FrozenModel):
 
     memory: Bytes = Field(64 * GIB, ge=64 * MIB)
     cpus: int = Field(16, ge=1, le=4096)
-    profile: Literal["osdi02", "vsphere"] = "vsphere"
+    profile: Literal["osdi02", "vsphere", "vsphere-5", "vsphere-8"] = "vsphere"
+    """The era that fills in what is not stated: ESX of the paper; vSphere's rates with the paper's
+    mechanisms; ESXi 5.0 to 5.5 as it came; ESXi 8 as it comes."""
     reserve: Bytes = 0
     """Hypervisor's own memory, off the top of machine memory."""
     sharing: Sharing = Sharing()

@@ -1,7 +1,8 @@
 """Eras of ESX: what a profile fills in of a host's options. Nothing else knows their names.
 
 `osdi02` is the paper's system (ESX 1.5, option defaults from the ESX 2 manual). `vsphere` has the
-rates of ESXi 5 and later with the paper's mechanisms.
+rates of ESXi 5 and later with the paper's mechanisms, on small pages, shared between all VMs.
+`vsphere-5` and `vsphere-8` are ESXi 5.0 to 5.5 and ESXi 8 with the defaults that they came with.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ _VSPHERE: dict[str, Any] = {
         "low": "16 %",
     },
 }
+_VSPHERE_5 = merged(_VSPHERE, {"compression": {"enabled": True}})
 
 PROFILES: dict[str, dict[str, Any]] = {
     "osdi02": {
@@ -45,4 +47,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "swap": "disk-2002",
     },
     "vsphere": _VSPHERE,
+    "vsphere-5": _VSPHERE_5,
+    # Mem.ShareForceSalting is 2 since ESXi 5.0 U3d, 5.1 U3, 5.5 U2d and 6.0 (VMware KB 2080735).
+    "vsphere-8": merged(_VSPHERE_5, {"sharing": {"salting": "vm"}}),
 }

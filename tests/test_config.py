@@ -238,6 +238,18 @@ def test_vsphere_is_esxi_5_and_later() -> None:
     assert config.swap_space_bytes == 256 * GIB
 
 
+def test_eras_after_vsphere_differ_in_mechanisms_alone() -> None:
+    """ESX 4.1 brought compression; salting by VM came with 5.0 U3d and is the default of 8."""
+    plain, five, eight = (HostConfig(profile=f"vsphere{era}") for era in ("", "-5", "-8"))
+    assert (plain.compression.enabled, plain.sharing.salting) == (False, "none")
+    assert (five.compression.enabled, five.sharing.salting) == (True, "none")
+    assert (eight.compression.enabled, eight.sharing.salting) == (True, "vm")
+    assert five.compression.maximum == 100
+    for config in (five, eight):
+        assert config.sharing.scan_time == plain.sharing.scan_time
+        assert config.balloon == plain.balloon and config.sampling == plain.sampling
+
+
 def test_the_driver_of_the_vsphere_era_moves_16384_pages_a_second() -> None:
     """Linux's vmw_balloon, without pressure: 16384 pages in a cycle of one second."""
     balloon = HostConfig().balloon
