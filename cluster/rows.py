@@ -28,6 +28,8 @@ class HostFacts:
     name: str
     memory_bytes: int
     cpus: int
+    has_clear: bool = False
+    """Whether it has a CLEAR state."""
 
 
 @dataclass(frozen=True, slots=True)

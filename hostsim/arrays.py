@@ -23,7 +23,7 @@ def empty(n_rows: int, n_samples: int, n_counters: int = 1) -> HostState:
     vms["vm"] = -1
     return HostState(
         host=np.zeros(1, HOST).view(np.recarray),
-        level_ms=np.zeros(4, np.int64),
+        level_ms=np.zeros(5, np.int64),
         vms=vms,
         order=np.full(n_rows, -1, np.int64),
         lost=np.zeros((n_rows, N_CAUSES), np.int64),
@@ -33,6 +33,7 @@ def empty(n_rows: int, n_samples: int, n_counters: int = 1) -> HostState:
         indexed=np.zeros(0, np.int64),
         shared_kind=np.zeros(0, np.uint8),
         stale=np.zeros(stale_size(0), np.uint32),
+        large=np.zeros(0, np.uint8),
         easier=np.zeros(0, np.uint16),
         by_age=np.zeros((0, 2), np.uint32),
         copied=np.full((n_counters, 2), -1, np.int64),

@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from hostsim.profiles import PROFILES, merged
 from hostsim.units import (
@@ -20,9 +27,12 @@ from hostsim.units import (
     Milliseconds,
     Nanoseconds,
     Permille,
+    parse_permille,
 )
 
 Positive = Field(gt=0)
+MinFree = Annotated[int, BeforeValidator(parse_permille), Field(ge=0, le=10_000)]
+"""A part of minFree in thousandths, which may be more than one whole."""
 IdleTax = Annotated[Permille, Field(le=990)]
 """tau [P 5.2]: at 100 % an idle page would cost infinitely much."""
 
@@ -93,7 +103,11 @@ class Reclaim(FrozenModel):
     the first 4 GiB + 4 % of the next 8 + 2 % of the next 16 + 1 % of the rest (vSphere 5)."""
     reading: Literal["a", "b"] = "b"
     """(b) a level is entered below its own threshold; (a) below that of the level above it."""
-    high: Permille = 60
+    high: MinFree = 60
+    """Left upwards into HIGH above it, and, in reading (a) or without `clear`, left below it."""
+    clear: Permille | None = None
+    """Boundary of a state between high and soft, of ESXi 6 on, in which large pages are broken and
+    their parts shared; targets and paging then aim for this much free memory."""
     soft: Permille = 40
     hard: Permille = 20
     low: Permille = 10
@@ -103,8 +117,13 @@ class Reclaim(FrozenModel):
 
     @model_validator(mode="after")
     def _ordered(self) -> Reclaim:
-        if not self.high > self.soft > self.hard > self.low > 0:
-            raise ValueError("thresholds must fall: high > soft > hard > low > 0")
+        falling = [self.high, self.soft, self.hard, self.low, 0]
+        if self.clear is not None:
+            falling.insert(1, self.clear)
+        if falling != sorted(set(falling), reverse=True):
+            raise ValueError("thresholds must fall: high > clear > soft > hard > low > 0")
+        if self.minfree == "fixed" and self.high > 1000:
+            raise ValueError("high is a part of host memory where minfree is fixed: 100 % at most")
         return self
 
 
@@ -199,6 +218,11 @@ class HostConfig(FrozenModel):
     reserve: Bytes = 0
     """Hypervisor's own memory, off the top of machine memory."""
     sharing: Sharing = Sharing()
+    large_pages: bool = False
+    """Guests' memory is backed by pages of 2 MiB where it can be (Mem.AllocGuestLargePage = 1, with
+    nested paging): at the first touch of a region, and while memory stays above the high boundary.
+    They are not shared; below that boundary one is broken where a part could be, in CLEAR and below
+    at the VM's full scanning rate, and where the balloon or the host takes a part."""
     balloon: Balloon = Balloon()
     allocation: Allocation = Allocation()
     sampling: Sampling = Sampling()

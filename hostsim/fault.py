@@ -8,7 +8,7 @@ times the pages that one slot stands for.
 
 from __future__ import annotations
 
-from hostsim import compress, remap, share
+from hostsim import compress, large, remap, share
 from hostsim.frames import disown, own, release_frame, take_frame
 from hostsim.jit import i64, kernel, small
 from hostsim.state import (
@@ -65,6 +65,7 @@ def leave_memory(st: HostState, v: int, ppn: int, state: int) -> int:
         else:
             freed = 0
     else:
+        large.split(st, v, ppn)
         share.drop_hint(st, v, ppn)
         kind = disown(st, v, slot)
     remap.forget(st, v, ppn)
@@ -154,6 +155,8 @@ def bring_in(st: HostState, v: int, ppn: int) -> int:
         # Only a guest that was reset touches a page it had pinned [P 3.2: popping the balloon].
         pop(st, v, ppn)
         host.pops += 1
+    if host.large_slots > 0 and large.back(st, v, ppn):
+        return 0
     vm.untouched -= 1
     set_state(st, slot, RESIDENT)
     own(st, v, slot, take_frame(st))

@@ -120,6 +120,7 @@ class Host:
         """Stop a VM: its frames, swap slots and overhead are free at once."""
         v = self.row_of(vm)
         row = self.state.vms[v]
+        self.state.large[row.large_base : row.large_base + row.regions] = 0
         free_vm(self.state, v)
         self.state.host[0].free += row.overhead
         self.state.host[0].highmem_free += row.overhead_highmem

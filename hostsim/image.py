@@ -34,6 +34,7 @@ from hostsim.records import VM
 from hostsim.spec import VmSpec
 from hostsim.state import (
     COMPRESSED,
+    HIGH,
     HINT,
     KIND,
     N_CAUSES,
@@ -51,7 +52,7 @@ BELONGS_TO_HOST = (
     *("base_slot", "program", "program_len", "replay", "pattern", "zero", "image_base", "app_base"),
     *("dup_base", "image_family", "app_family", "salt", "sharing", "balloon_max"),
     *("overhead", "overhead_due", "overhead_highmem", "highmem", "target", "balloon_target"),
-    *("gave", "blocked", "compressed_max"),
+    *("gave", "blocked", "compressed_max", "regions", "large", "large_base", "large_carry"),
 )
 """Fields of a VM row that the target gives anew: where things lie, its options, its policy."""
 
@@ -147,8 +148,22 @@ def import_vm(host: Host, image: VmImage) -> None:
     row.highmem = take_frames(st, int(row.resident))
     is_high = in_memory & (np.cumsum(in_memory) <= row.highmem)
     st.page[cut] = np.where(is_high, image.page | int(KIND), image.page)
+    _back_by_large_pages(host, v)
     st.sampled[v, : row.samples] = image.sampled[: row.samples]
     st.lost[v], st.debts[v] = image.lost, image.debts
+
+
+def _back_by_large_pages(host: Host, v: int) -> None:
+    """Regions of a VM that has arrived lie in large pages where all of one is in memory, while that
+    is above the high boundary."""
+    st, row, top = host.state, host.state.vms[v], host.state.host[0]
+    if top.large_slots == 0 or top.level != HIGH or top.free < top.large_floor:
+        return
+    n = int(row.regions * top.large_slots)
+    page = st.page[row.base_slot : row.base_slot + n].reshape(-1, top.large_slots)
+    whole = (page & int(STATE) == int(RESIDENT)).all(axis=1)
+    st.large[row.large_base : row.large_base + row.regions] = whole
+    row.large = whole.sum()
 
 
 def pack(image: VmImage) -> bytes:

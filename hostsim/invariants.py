@@ -116,6 +116,17 @@ def compression_cache_is_accounted(st: HostState, v: int) -> None:
     )
 
 
+def large_pages_are_whole(st: HostState, v: int) -> None:
+    """All pages of a region that a large page backs are RESIDENT; the VM counts such regions."""
+    vm, size = st.vms[v], max(int(st.host[0].large_slots), 1)
+    bits = st.large[vm.large_base : vm.large_base + vm.regions]
+    pages, _ = _pages_of(st, v)
+    whole = (pages[: vm.regions * size].reshape(-1, size) & STATE == RESIDENT).all(axis=1)
+    wrong = np.flatnonzero((bits > 1) | (bits > whole))
+    _require(len(wrong) == 0, "large pages", f"VM row {v}: regions {wrong[:3]} are not whole")
+    _require(bits.sum() == vm.large, "large pages", f"VM row {v}: {bits.sum()}, {vm.large} kept")
+
+
 def dropped_pages_are_on_the_guests_disk(st: HostState, v: int) -> None:
     """What the host dropped was clean cache; the guest may have freed it since."""
     pages, _ = _pages_of(st, v)
@@ -249,6 +260,7 @@ def check(st: HostState) -> None:
         balloon_is_accounted(st, v)
         swap_space_holds(st, v)
         compression_cache_is_accounted(st, v)
+        large_pages_are_whole(st, v)
         dropped_pages_are_on_the_guests_disk(st, v)
         guest_use_is_accounted(st, v)
     references_are_conserved(st)

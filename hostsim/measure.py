@@ -11,9 +11,15 @@ import numpy as np
 
 from hostsim import sample
 from hostsim.jit import i64, kernel
+from hostsim.large import LARGE_PAGES
 from hostsim.share import shared_saved
 from hostsim.state import (
+    CLEAR,
+    HARD,
+    HIGH,
+    LOW,
     N_CAUSES,
+    SOFT,
     Array,
     HostState,
     alloc_of,
@@ -69,7 +75,7 @@ def measure_memory(st: HostState, row: Any, vm_rows: Array, first: int, distinct
     row.overhead_pages = host.overhead * k
     row.configured_pages = row.allocated_pages = row.active_pages = row.shared_pages = 0
     row.ballooned_pages = row.swapped_pages = row.untouched_pages = row.compressed_pages = 0
-    row.compression_cache_pages = 0
+    row.compression_cache_pages = row.large_pages = 0
     row.consumed_pages = distinct
     for i in range(n):
         v = st.order[i]
@@ -93,16 +99,19 @@ def measure_memory(st: HostState, row: Any, vm_rows: Array, first: int, distinct
         row.compressed_pages += to.compressed_pages
         row.compression_cache_pages += compressed_frames(st, v) * k
         row.untouched_pages += to.untouched_pages
+        row.large_pages += vm.large * host.large_slots * k
 
 
 @kernel
 def measure_time(st: HostState, row: Any, vm_rows: Array, first: int) -> None:
     """Time by reclamation state, CPU demand, and time that VMs were on and lost."""
     host = st.host[0]
-    elapsed_ms = st.level_ms[0] + st.level_ms[1] + st.level_ms[2] + st.level_ms[3]
+    elapsed_ms = i64(0)
+    for level in range(st.level_ms.size):
+        elapsed_ms += st.level_ms[level]
     row.cpu_demand_permille = host.cpu_demand_ms // max(host.cpus * elapsed_ms, 1)
-    row.high_ms, row.soft_ms = st.level_ms[0], st.level_ms[1]
-    row.hard_ms, row.low_ms = st.level_ms[2], st.level_ms[3]
+    row.high_ms, row.clear_ms = st.level_ms[HIGH], st.level_ms[CLEAR]
+    row.soft_ms, row.hard_ms, row.low_ms = st.level_ms[SOFT], st.level_ms[HARD], st.level_ms[LOW]
     host.cpu_demand_ms = 0
     st.level_ms[:] = 0
     for i in range(count_vms(st)):
@@ -128,6 +137,7 @@ def count_events(st: HostState, row: Any) -> None:
     row.swap_dropped_pages, row.swap_skipped_pages = host.swap_drops * k, host.swap_skips * k
     row.compressions, row.decompressions = host.compressions * k, host.decompressions * k
     row.cache_evictions = host.cache_evictions * k
+    row.large_breaks = host.large_breaks * host.large_slots * k // LARGE_PAGES
     row.double_paging_pages = host.double_pagings * k
     row.stale_read_pages = host.stale_reads * k
     row.guest_paging_pages = (host.guest_page_ins + host.guest_page_outs) * k
@@ -143,6 +153,7 @@ def count_events(st: HostState, row: Any) -> None:
     host.stalled_touches = host.minor_faults = 0
     host.transmits = host.copies = host.remaps = 0
     host.compressions = host.decompressions = host.cache_evictions = 0
+    host.large_breaks = 0
 
 
 @kernel

@@ -39,7 +39,7 @@ _VSPHERE: dict[str, Any] = {
         "low": "16 %",
     },
 }
-_VSPHERE_5 = merged(_VSPHERE, {"compression": {"enabled": True}})
+_VSPHERE_5 = merged(_VSPHERE, {"compression": {"enabled": True}, "large_pages": True})
 
 PROFILES: dict[str, dict[str, Any]] = {
     "osdi02": {
@@ -49,5 +49,9 @@ PROFILES: dict[str, dict[str, Any]] = {
     "vsphere": _VSPHERE,
     "vsphere-5": _VSPHERE_5,
     # Mem.ShareForceSalting is 2 since ESXi 5.0 U3d, 5.1 U3, 5.5 U2d and 6.0 (VMware KB 2080735).
-    "vsphere-8": merged(_VSPHERE_5, {"sharing": {"salting": "vm"}}),
+    "vsphere-8": merged(
+        _VSPHERE_5,
+        # ESXi 6 on: high at 400 % of minFree (running-system.com, prohoster.info), clear below it.
+        {"sharing": {"salting": "vm"}, "reclaim": {"high": "400 %", "clear": "100 %"}},
+    ),
 }

@@ -19,7 +19,7 @@ CAUSES = (
 )
 """Why a VM lost time (design section 5), in the order of every array of causes."""
 
-LEVELS = ("high", "soft", "hard", "low")
+LEVELS = ("high", "clear", "soft", "hard", "low")
 """Reclamation states [P 6.3], in the order of every array of levels."""
 
 HOST_ROW = np.dtype(
@@ -41,10 +41,13 @@ HOST_ROW = np.dtype(
         ("untouched_pages", np.int64),
         # Frames that compressed pages take: neither consumed nor overhead.
         ("compression_cache_pages", np.int64),
+        # Pages that are parts of large ones.
+        ("large_pages", np.int64),
         ("overhead_pages", np.int64),
         ("free_pages", np.int64),
         # Time in each reclamation state during the epoch, in milliseconds.
         ("high_ms", np.int64),
+        ("clear_ms", np.int64),
         ("soft_ms", np.int64),
         ("hard_ms", np.int64),
         ("low_ms", np.int64),
@@ -67,6 +70,8 @@ HOST_ROW = np.dtype(
         ("compressions", np.int64),
         ("decompressions", np.int64),
         ("cache_evictions", np.int64),
+        # Large pages broken into small ones.
+        ("large_breaks", np.int64),
         ("double_paging_pages", np.int64),
         ("stale_read_pages", np.int64),
         ("guest_paging_pages", np.int64),

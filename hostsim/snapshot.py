@@ -63,7 +63,7 @@ DERIVED = (
 )
 """Arrays that follow from the rest, or hold nothing between two calls."""
 POSITIONS = (
-    *("base_slot", "program", "replay", "pattern"),
+    *("base_slot", "program", "replay", "pattern", "large_base"),
     *("zero", "image_base", "app_base", "dup_base"),
 )
 """Fields of a VM row that say where on this host something lies."""
@@ -105,6 +105,7 @@ def _meaning_of(host: Host, v: int) -> bytes:
         st.lost[v],
         st.debts[v],
         st.by_age[cut],
+        st.large[row["large_base"] : row["large_base"] + row["regions"]],
         st.programs.view(np.ndarray)[row["program"] : row["program"] + row["program_len"]],
         st.replay.view(np.ndarray)[row["replay"] : row["replay"] + row["replay_len"]],
     ]
@@ -202,7 +203,7 @@ def _state(packed: Mapping[str, Any], host: Host) -> HostState:
     }
     per_row = {"vms": (), "order": (), "lost": (8,), "debts": (8,), "class_base": (3, N_CLASSES)}
     shapes |= {name: (n_rows, *rest) for name, rest in per_row.items()}
-    shapes |= {"sampled": (n_rows, host.config.sampling.pages), "host": (1,), "level_ms": (4,)}
+    shapes |= {"sampled": (n_rows, host.config.sampling.pages), "host": (1,), "level_ms": (5,)}
     n_aged = len(packed["page"]["data"]) if host.config.compression.enabled else 0
     shapes |= {"by_age": (n_aged, 2)}
     shapes |= dict.fromkeys(("indexed", "shared_kind"), (n_contents,))
@@ -243,6 +244,7 @@ def _require_sound(host: Host) -> None:
         ("base_slot", "size_slots", len(st.page)),
         ("program", "program_len", len(st.programs)),
         ("replay", "replay_len", len(st.replay)),
+        ("large_base", "regions", len(st.large)),
     ):
         by_start = rows[rows[length] > 0]  # a VM that replays nothing lies nowhere
         by_start = by_start[np.argsort(by_start[start], kind="stable")]

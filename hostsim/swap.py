@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hostsim import compress, fault, rng, share
+from hostsim import breaking, compress, fault, large, rng, share
 from hostsim.ahead import FAR, NEAR, fetch_frame, fetch_page
 from hostsim.jit import i64, kernel, small
 from hostsim.state import (
@@ -127,9 +127,14 @@ def page_out(st: HostState, v: int, ppn: int) -> None:
     compressed if the host does that, otherwise write it to swap."""
     host = st.host[0]
     slot = st.vms[v].base_slot + ppn
+    tries = host.share_first == 1 and st.vms[v].sharing == 1
+    if tries and large.is_large(st, v, ppn):
+        breaking.break_large(st, v, ppn)
+        if state_of(st, slot) == SHARED:
+            host.shared_before_swap += 1
+            return
     if state_of(st, slot) == RESIDENT:
         host.stale_hints += share.drop_hint(st, v, ppn)
-        tries = host.share_first == 1 and st.vms[v].sharing == 1
         if tries and share.match(st, v, ppn, 0) == 1:
             host.shared_before_swap += 1
             return

@@ -85,6 +85,7 @@ def let_in(
         ("base_slot", sizes, len(st.page)),
         ("program", rows["program_len"], len(st.programs)),
         ("replay", rows["replay_len"], len(st.replay)),
+        ("large_base", rows["regions"], len(st.large)),
     ):
         rows[name] = n_before + np.cumsum(lengths) - lengths
     rows["replay"][rows["replay_len"] == 0] = 0
@@ -97,6 +98,7 @@ def let_in(
     more_aged = more if st.host[0].compression == 1 else 0
     return replace(
         st,
+        large=np.concatenate([st.large, np.zeros(int(rows["regions"].sum()), np.uint8)]),
         by_age=np.concatenate([st.by_age, np.zeros((more_aged, 2), np.uint32)]),
         page=np.concatenate([st.page, np.zeros(more, np.uint8)]),
         content=np.concatenate([st.content, np.zeros(more, np.uint32)]),
@@ -123,6 +125,7 @@ def let_out(st: HostState, v: int) -> HostState:
         of_slots: ("base_slot", int(row.base_slot), int(row.size_slots)),
         ("programs",): ("program", int(row.program), int(row.program_len)),
         ("replay",): ("replay", int(row.replay), int(row.replay_len)),
+        ("large",): ("large_base", int(row.large_base), int(row.regions)),
     }
     st.vms[v] = np.zeros(1, VM)[0]
     st.vms["vm"][v] = -1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hostsim import allocate, balloon, pace, reclaim, rng, sample, share, swap, workload
+from hostsim import allocate, balloon, breaking, pace, reclaim, rng, sample, share, swap, workload
 from hostsim.frames import take_frames
 from hostsim.jit import i64, kernel, small
 from hostsim.state import (
@@ -49,6 +49,8 @@ def step(st: HostState) -> None:
     run_guests(st, first)
     if host.sharing == 1:
         share.scan(st, first)
+        if host.level > HIGH and host.large_slots > 0:
+            breaking.break_large_pages(st, first)
     sample.run(st)
     host.tick = key_of(host.now_ms, host.tick_ms)
 
@@ -111,8 +113,8 @@ def update_level(st: HostState) -> bool:
     """The reclamation state of this step; True when it changed."""
     host = st.host[0]
     before = host.level
-    down = (host.down_soft, host.down_hard, host.down_low)
-    up = (host.up_high, host.up_soft, host.up_hard)
+    down = (host.down_clear, host.down_soft, host.down_hard, host.down_low)
+    up = (host.up_high, host.up_clear, host.up_soft, host.up_hard)
     host.level = reclaim.next_level(before, host.free, down, up)
     host.level_free = host.free
     st.level_ms[host.level] += host.dt_ms
@@ -167,7 +169,7 @@ def aim_balloon(st: HostState, v: int, touched: int, active: float) -> None:
     """Set one VM's balloon target.
 
     With `configured` claims it follows the target. With `touched` claims a VM within its target
-    keeps its untouched memory, and sampling noise alone moves no balloon while memory is HIGH.
+    keeps its untouched memory, and sampling noise alone moves no balloon above SOFT.
     """
     host = st.host[0]
     vm = st.vms[v]
@@ -179,7 +181,7 @@ def aim_balloon(st: HostState, v: int, touched: int, active: float) -> None:
         band = allocate.deadband(alloc, active, host.tax_k, host.sample_pages, sigmas)
         if entitled(st, v) >= touched:
             wanted = 0
-        elif host.level == HIGH and abs(wanted - vm.balloon_target) <= band:
+        elif host.level < SOFT and abs(wanted - vm.balloon_target) <= band:
             wanted = vm.balloon_target
     vm.balloon_target = wanted
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
+import naive_large as large
 from naive_compare import TOLERANCE, Difference
 from naive_host import active_fraction
 from naive_lost import CAUSES
@@ -20,7 +21,7 @@ from naive_state import Esx, Vm
 Row = dict[str, Any]
 """A row by column."""
 
-LEVELS = ["high", "soft", "hard", "low"]
+LEVELS = ["high", "clear", "soft", "hard", "low"]
 ESTIMATES = ("active_pages", "active_slow_pages", "active_fast_pages")
 EVENTS = {
     "zero_fills": "zero_fills",
@@ -116,6 +117,8 @@ def host_row(esx: Esx) -> Row:
     }
     for state in ("shared", "ballooned", "swapped", "compressed", "untouched"):
         row[f"{state}_pages"] = sum(len(vm.pages(state)) for vm in vms) * k
+    row["large_pages"] = sum(len(vm.large) for vm in vms) * large.slots_of_one(esx) * k
+    row["large_breaks"] = esx.events["large_breaks"] * large.slots_of_one(esx) * k // 512
     for column, event in EVENTS.items():
         row[column] = esx.events[event] * k
     for level, name in enumerate(LEVELS):

@@ -7,6 +7,7 @@ content index. A touch that cannot be served raises the reason why (`Stall`).
 from __future__ import annotations
 
 import naive_compress as compress
+import naive_large as large
 import naive_remap as remap
 from naive_index import TRUNCATED, HintFrame, SharedFrame
 from naive_machine import ZERO_PAGE, Content, Draws, NoFrame, NoGuestIo, NoIo
@@ -56,6 +57,8 @@ def share(esx: Esx, vm: Vm, ppn: int, insert_hint: bool) -> bool:
         if isinstance(record, SharedFrame):
             if esx.machine.frames[record.mpn] != candidate:
                 return False
+            if not large.may_share(esx, (vm, ppn)):
+                return False
             become_reference(esx, vm, ppn, record.mpn)
             esx.index.change_references(record.mpn, +1)
             return True
@@ -64,6 +67,8 @@ def share(esx: Esx, vm: Vm, ppn: int, insert_hint: bool) -> bool:
             esx.events["stale_hints"] += 1
             continue
         if esx.machine.frames[record.mpn] != candidate:
+            return False
+        if not large.may_share(esx, (vm, ppn), (esx.vms[record.vm], record.ppn)):
             return False
         hinted = esx.vms[record.vm].frame(record.ppn)
         assert hinted is not None and hinted.mpn == record.mpn and not hinted.cow
@@ -97,6 +102,14 @@ def scan_vm(esx: Esx, vm: Vm, budget: int, draws: Draws) -> int:
     return scanned
 
 
+def break_large(esx: Esx, vm: Vm, ppn: int) -> None:
+    """Small pages are shared first: all parts of the large page become candidates."""
+    parts = large.region(esx, vm, ppn)
+    large.split(esx, vm, ppn)
+    for part in parts:
+        scan_page(esx, vm, part)
+
+
 # Leaving and entering machine memory
 
 
@@ -108,6 +121,7 @@ def leave_memory(esx: Esx, vm: Vm, ppn: int) -> int:
     remap.forget(esx, vm, ppn)
     vm.mapped.discard(ppn)
     if not entry.cow:
+        large.split(esx, vm, ppn)
         drop_hint(esx, entry.mpn)
     elif esx.index.change_references(entry.mpn, -1) > 0:
         return 0
@@ -145,6 +159,8 @@ def bring_in(esx: Esx, vm: Vm, ppn: int) -> int:
     if vm.pmap.get(ppn) is Annotation.BALLOONED:
         pop(vm, ppn)
         esx.events["pops"] += 1
+    if large.back(esx, vm, ppn):
+        return 0
     vm.pmap[ppn] = Backed(esx.machine.take(ZERO_PAGE, vm.salt))
     esx.events["zero_fills"] += 1
     return 0
@@ -244,11 +260,16 @@ def find_victim(esx: Esx, vm: Vm, draws: Draws, draw: int) -> int | None:
 def page_out(esx: Esx, vm: Vm, ppn: int) -> None:
     """Share before swap: only a page that no equal frame is known of leaves. A clean copy of a
     block of the guest's disk need not be written, where hosts know of them."""
+    tries = esx.config.paging.share_first and vm.sharing
+    if tries and large.is_part(esx, vm, ppn):
+        break_large(esx, vm, ppn)
+        if vm.state(ppn) == "shared":
+            esx.events["shared_before_swap"] += 1
+            return
     entry = vm.frame(ppn)
     assert entry is not None
     if not entry.cow:
         esx.events["stale_hints"] += drop_hint(esx, entry.mpn)
-        tries = esx.config.paging.share_first and vm.sharing
         if tries and share(esx, vm, ppn, insert_hint=False):
             esx.events["shared_before_swap"] += 1
             return

@@ -115,6 +115,8 @@ class Vm:
     compressed: dict[int, Content] = field(default_factory=dict)
     """By age: see naive_compress."""
     cache_frames: list[int] = field(default_factory=list)
+    large: set[int] = field(default_factory=set)
+    """Regions, from 0, that lie in a large page: see naive_large."""
     mapped: set[int] = field(default_factory=set)
     backed: set[int] = field(default_factory=set)
     overhead: list[int] = field(default_factory=list)
@@ -130,6 +132,7 @@ class Vm:
     inflate: Meter = field(default_factory=Meter)
     deflate: Meter = field(default_factory=Meter)
     scan: Meter = field(default_factory=Meter)
+    breaking: Meter = field(default_factory=Meter)
     # Time, all in nanoseconds.
     clock_ns: int = 0
     left_ns: int = 0
@@ -278,6 +281,7 @@ class Esx:
     cluster_room: int = 0
     swap_io: Meter = field(default_factory=Meter)
     scan: Meter = field(default_factory=Meter)
+    breaking: Meter = field(default_factory=Meter)
     level_ms: Counter[int] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
 

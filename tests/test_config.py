@@ -180,8 +180,16 @@ def test_thresholds_must_fall(name: str) -> None:
     """Each threshold moved onto its neighbour (low onto 0) is refused; one permille above passes.
     The host's defaults are 6, 4, 2 and 1 %."""
     below = {"high": 40, "soft": 20, "hard": 10, "low": 0}[name]
-    assert "high > soft > hard > low > 0" in refusal(Reclaim, **{name: below})
+    assert "high > clear > soft > hard > low > 0" in refusal(Reclaim, **{name: below})
     assert getattr(Reclaim(**{name: below + 1}), name) == below + 1
+
+
+def test_clear_lies_between_high_and_soft_and_high_may_be_more_than_minfree() -> None:
+    for clear in (40, 60):
+        assert "high > clear > soft" in refusal(Reclaim, clear=clear)
+    assert Reclaim(clear=41).clear == 41 and Reclaim(clear=59).clear == 59
+    assert Reclaim(minfree="sliding", high=4000).high == 4000
+    assert "100 % at most" in refusal(Reclaim, high=1001)
 
 
 def test_a_disk_is_named_or_spelled_out() -> None:

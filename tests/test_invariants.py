@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from crowded_hosts import SECOND, VMS, crowded_host, starved
-from host_builders import counter, row_of
+from host_builders import counter, row_of, states_of
 
 from hostsim import invariants, snapshot
 from hostsim.compress import NEWER
@@ -159,6 +160,16 @@ def compresses_worse(host: Host) -> None:
     next(row for row in rows if row.compressed_quarters % 4).compressed_quarters += 1
 
 
+def large_page_with_a_hole(host: Host) -> None:
+    """A region of a page, where one is that is not in memory."""
+    st, row = host.state, row_of(host, 1)
+    large = np.zeros(len(st.page), np.uint8)
+    large[row.base_slot + np.flatnonzero(states_of(host, 1) != RESIDENT)[0]] = 1
+    host.state = replace(st, large=large)
+    st.host[0].large_slots = row.large = 1
+    row.regions, row.large_base = row.size_slots, row.base_slot
+
+
 def kind_without_a_frame(host: Host) -> None:
     host.state.page[page_with(host, int(SWAPPED))] |= int(KIND)
 
@@ -197,6 +208,8 @@ DAMAGES: list[tuple[str, str, Damage]] = [
     ("a page that takes more", "compression cache", compresses_worse),
     ("a smaller cache than it holds", "compression cache", add("compressed_max", -(10**6), vm=2)),
     ("cache in high memory that is none", "high frames", add("compressed_highmem", 10**6, vm=2)),
+    ("a large page with a hole", "large pages", large_page_with_a_hole),
+    ("one more large page", "large pages", add("large", 1, vm=3)),
     ("one more backed page", "balloon", add("backed", 1, vm=3)),
     ("a ballooned page gave nothing", "balloon", backed_by_nothing),
     ("a balloon without a driver", "balloon", no_driver),

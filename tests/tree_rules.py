@@ -23,10 +23,10 @@ LAYERS = [
     "hostsim.spec hostsim.state",
     "hostsim.arrays",
     "hostsim.ranks hostsim.frames hostsim.ahead",
-    "hostsim.closed_form hostsim.compress",
+    "hostsim.closed_form hostsim.compress hostsim.large",
     "hostsim.composition hostsim.allocate hostsim.reclaim hostsim.sample hostsim.share"
     " hostsim.remap hostsim.invariants hostsim.spread",
-    "hostsim.fault hostsim.contents hostsim.load hostsim.measure hostsim.packing",
+    "hostsim.fault hostsim.breaking hostsim.contents hostsim.load hostsim.measure hostsim.packing",
     "hostsim.lost hostsim.replacement hostsim.swap hostsim.tenancy",
     "hostsim.guest",
     "hostsim.balloon hostsim.loud",
