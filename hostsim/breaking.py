@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from hostsim import large, rng, share
 from hostsim.jit import kernel
+from hostsim.ranks import Kind, place_of
 from hostsim.state import HostState, count_vms, slot_unit
+
+_ONE = np.uint8(1)
+BACKED: Kind = (np.uint8(0xFF), _ONE, _ONE, _ONE, _ONE)
+"""Regions, by their bits, that large pages back."""
 
 
 @kernel
 def break_large(st: HostState, v: int, ppn: int) -> None:
     """Break the large page that a page is part of, and try all its parts for sharing."""
     large.split(st, v, ppn)
-    first = large.first_of(st, ppn)
-    for part in range(first, first + st.host[0].large_slots):
+    size = st.host[0].large_slots
+    first = ppn - ppn % size
+    for part in range(first, first + size):
         share.scan_page(st, v, part)
 
 
@@ -39,4 +47,6 @@ def break_large_pages(st: HostState, first: int) -> None:
         host.scanned_last_step += due * host.large_slots
         key = rng.stream(host.seed, rng.BREAK, vm.vm, host.tick)
         for j in range(due):
-            break_large(st, v, large.random_of(st, v, rng.below(key, j, vm.large)))
+            regions = st.large[vm.large_base : vm.large_base + vm.regions]
+            region = place_of(regions, BACKED, rng.below(key, j, vm.large))
+            break_large(st, v, region * host.large_slots)

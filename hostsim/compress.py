@@ -112,9 +112,3 @@ def take_out(st: HostState, v: int, ppn: int) -> int:
     st.vms[v].compressed -= 1
     _resize(st, v, -quarters_of(st, v, ppn))
     return st.host[0].free - free
-
-
-@kernel
-def oldest(st: HostState, v: int) -> int:
-    """The page that has been in the cache for the longest time. There is one."""
-    return st.vms[v].oldest - 1

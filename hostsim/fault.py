@@ -65,7 +65,8 @@ def leave_memory(st: HostState, v: int, ppn: int, state: int) -> int:
         else:
             freed = 0
     else:
-        large.split(st, v, ppn)
+        if st.host[0].large_slots > 0:
+            large.split(st, v, ppn)
         share.drop_hint(st, v, ppn)
         kind = disown(st, v, slot)
     remap.forget(st, v, ppn)

@@ -8,17 +8,12 @@ Nothing here decides when one is broken.
 
 from __future__ import annotations
 
-import numpy as np
-
 from hostsim.frames import own, take_frame
 from hostsim.jit import i64, kernel, small
-from hostsim.ranks import Kind, place_of
 from hostsim.state import HIGH, RESIDENT, HostState, set_state
 
 LARGE_PAGES = 512
 """Pages in a large one: 2 MiB of 4 KiB."""
-_ONE = np.uint8(1)
-BACKED: Kind = (np.uint8(0xFF), _ONE, _ONE, _ONE, _ONE)
 
 
 @small
@@ -31,34 +26,20 @@ def region_of(st: HostState, v: int, ppn: int) -> int:
     return st.vms[v].large_base + ppn // size
 
 
-@small
+@kernel
 def is_large(st: HostState, v: int, ppn: int) -> bool:
     """Whether a page is part of a large one."""
     region = region_of(st, v, ppn)
     return region >= 0 and st.large[region] == 1
 
 
-@small
-def first_of(st: HostState, ppn: int) -> int:
-    """The first page of the region that a page lies in."""
-    return ppn - ppn % st.host[0].large_slots
-
-
-@small
+@kernel
 def split(st: HostState, v: int, ppn: int) -> None:
     """If a page is part of a large one, that is broken into small ones."""
     if is_large(st, v, ppn):
         st.large[region_of(st, v, ppn)] = 0
         st.vms[v].large -= 1
         st.host[0].large_breaks += 1
-
-
-@kernel
-def random_of(st: HostState, v: int, rank: int) -> int:
-    """The first page of the large page that has `rank` others of its VM before it."""
-    vm = st.vms[v]
-    regions = st.large[vm.large_base : vm.large_base + vm.regions]
-    return place_of(regions, BACKED, rank) * st.host[0].large_slots
 
 
 @kernel
@@ -72,7 +53,7 @@ def back(st: HostState, v: int, ppn: int) -> bool:
     size, region = host.large_slots, region_of(st, v, ppn)
     if region < 0 or host.level != HIGH or host.free - size < host.large_floor:
         return False
-    first = vm.base_slot + first_of(st, ppn)
+    first = vm.base_slot + ppn - ppn % size
     for slot in range(first, first + size):
         if st.page[slot] != 0:  # UNTOUCHED, and of no use to the guest
             return False

@@ -183,7 +183,7 @@ def _to_shared(st: HostState, v: int, ppn: int) -> int:
 @small
 def _may_share(st: HostState, v: int, ppn: int) -> bool:
     """Whether a page may be shared now. Below the high boundary its large page is broken for it."""
-    if not large.is_large(st, v, ppn):
+    if st.host[0].large_slots == 0 or not large.is_large(st, v, ppn):
         return True
     if st.host[0].free >= st.host[0].large_floor:
         return False

@@ -109,7 +109,7 @@ def keep_compressed(st: HostState, v: int, ppn: int) -> bool:
     while vm.compressed_quarters + quarters > vm.compressed_max:
         if not can_write(st) or not has_swap_space(st, v):
             return True
-        old = compress.oldest(st, v)
+        old = vm.oldest - 1
         compress.take_out(st, v, old)
         set_state(st, vm.base_slot + old, SWAPPED)
         vm.swapped += 1
