@@ -92,22 +92,26 @@ def compression_cache_is_accounted(st: HostState, v: int) -> None:
         _require(not any(kept), "compression cache", f"VM row {v}: {kept} on a host without")
         return
     pages, _ = _pages_of(st, v)
-    by_age = st.by_age[vm.base_slot : vm.base_slot + vm.size_slots].tolist()
-    found: list[int] = []
-    at, before = int(vm.oldest), 0
-    while at != 0 and len(found) <= vm.size_slots:
-        linked = by_age[at - 1][OLDER]
-        _require(linked == before, "compression cache", f"VM row {v} page {at - 1}: {linked}")
-        found.append(at - 1)
-        before, at = at, by_age[at - 1][NEWER]
-    held = np.flatnonzero(pages & STATE == COMPRESSED)
-    _require(
-        sorted(found) == held.tolist() and before == vm.newest,
-        "compression cache",
-        f"VM row {v}: {len(found)} pages by age up to {before} of {vm.newest}, {len(held)} held",
-    )
-    linked = np.setdiff1d(np.flatnonzero(np.any(by_age, axis=1)), held)
+    held = pages & STATE == COMPRESSED
+    by_age = st.by_age[vm.base_slot : vm.base_slot + vm.size_slots].astype(np.int64)
+    linked = np.flatnonzero(by_age.any(axis=1) & ~held)
     _require(len(linked) == 0, "compression cache", f"VM row {v}: links of pages {linked[:3]}")
+    # Each page's place, counted from the newest: how many steps lead beyond it, found by doubling.
+    end = int(vm.size_slots)
+    newer = np.append(np.where(by_age[:, NEWER] > 0, by_age[:, NEWER] - 1, end), end)
+    older = np.append(by_age[:, OLDER] - 1, vm.newest - 1)
+    at, place = newer, np.append(held, False).astype(np.int64)
+    for _ in range(end.bit_length()):
+        at, place = at[at], place + place[at]
+    in_order = np.argsort(np.where(held, -place[:-1], 1), kind="stable")[: held.sum()]
+    _require(
+        np.sort(place[:-1][held]).tolist() == list(range(1, len(in_order) + 1))
+        and newer[in_order].tolist() == [*in_order[1:], end][: len(in_order)]
+        and older[in_order].tolist() == [-1, *in_order[:-1]][: len(in_order)]
+        and [vm.oldest, vm.newest] == ([*(1 + in_order[[0, -1]])] if len(in_order) else [0, 0]),
+        "compression cache",
+        f"VM row {v}: {len(in_order)} pages are not in one order from {vm.oldest} to {vm.newest}",
+    )
     quarters, kept = count_quarters(st, v), vm.compressed_quarters
     _require(
         quarters == kept <= vm.compressed_max,

@@ -128,7 +128,7 @@ def page_out(st: HostState, v: int, ppn: int) -> None:
     host = st.host[0]
     slot = st.vms[v].base_slot + ppn
     tries = host.share_first == 1 and st.vms[v].sharing == 1
-    if tries and large.is_large(st, v, ppn):
+    if host.large_slots > 0 and tries and large.is_large(st, v, ppn):
         breaking.break_large(st, v, ppn)
         if state_of(st, slot) == SHARED:
             host.shared_before_swap += 1
