@@ -24,7 +24,8 @@ MICRO = 1_000_000
 """Parts of 1.0 in which the slowdowns of VM-epochs are added up."""
 MEMORY = (
     *("configured", "allocated", "consumed", "active", "shared", "shared_saved", "zero_saved"),
-    *("ballooned", "swapped", "compressed", "untouched", "overhead", "free"),
+    *("ballooned", "swapped", "compressed", "untouched", "compression_cache", "large"),
+    *("overhead", "free"),
 )
 """Quantities of memory that are kept for every epoch, cluster-wide, as they stood at its end."""
 EVENTS = (
@@ -33,6 +34,10 @@ EVENTS = (
     "double_paging_pages",
     "cow_breaks",
     "guest_paging_pages",
+    "compressions",
+    "decompressions",
+    "cache_evictions",
+    "large_breaks",
 )
 """Counters that are summed over hosts and epochs."""
 HELD = ("allocated", "active", "ballooned", "swapped")

@@ -27,6 +27,7 @@ _NO_VALUE = {
     "guest_swap": "memory - reservation",
     "scan_time": "none: the rates hold",
     "low_memory": "all memory",
+    "clear": "no such state",
     "margin": "0 % in reading b, 0.5 % in reading a",
     "stop": "never",
     "vms": "all that run in the simulated time",

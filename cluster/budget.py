@@ -34,6 +34,8 @@ PROCESS_BYTES = 150 * MIB
 """Python with NumPy, compiled kernels and an actor's own needs."""
 VM_BYTES = 4096
 """A VM's objects and rows of scalars, in the coordinator and on its host."""
+AGED_BYTES, RANK_BYTES = 8, 2
+"""More for a slot and a content on hosts that compress: its neighbours by age; how far it does."""
 _HELD_TWICE = 2
 """Programs and replays lie in the coordinator and, loaded, on the host."""
 _SHARED_CLASSES = ("image", "application")
@@ -54,10 +56,11 @@ def estimate(population: Population, sample: int, processes: int) -> int:
     programs = {id(vm.spec.program): len(vm.spec.program) for vm in population.vms}
     replays = [vm.spec.replay for vm in population.vms]
     events = sum(len(replay.events) for replay in replays if replay is not None)
+    compress = any(host.config.compression.enabled for host in population.hosts)
     return (
-        sum(sizes) * SLOT_BYTES
+        sum(sizes) * (SLOT_BYTES + AGED_BYTES * compress)
         + sum(sizes[: len(population.hosts)]) * WINDOW_BYTES
-        + _contents(population, at_peak, sample) * CONTENT_BYTES
+        + _contents(population, at_peak, sample) * (CONTENT_BYTES + RANK_BYTES * compress)
         + (sum(programs.values()) * ROW.itemsize + events * EVENT.itemsize) * _HELD_TWICE
         + sum(copy_counters(host.config, sample) for host in population.hosts) * COUNTER_BYTES
         + len(population.vms) * VM_BYTES

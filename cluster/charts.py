@@ -30,7 +30,9 @@ STACK_COLOURS = dict(
         strict=True,
     )
 )
-LEVEL_COLOURS = dict(zip(LEVELS, ("#9CC9E8", "#F0E442", "#E69F00", "#C23B10"), strict=True))
+LEVEL_COLOURS = dict(
+    zip(LEVELS, ("#9CC9E8", "#CFE7C4", "#F0E442", "#E69F00", "#C23B10"), strict=True)
+)
 MOVE_COLOURS = {"migrated": "#0072B2", "migration_failed": "#E69F00", "restart": "#CC79A7"}
 FAILURE_COLOUR, POWER_COLOUR = "#C23B10", "#009E73"
 FREE_BANDS = (0.0, 0.01, 0.02, 0.04, 0.06, 0.1, 0.25, 1.0)
@@ -197,7 +199,7 @@ def levels(line: Timeline) -> Chart:
 
     worst = max(float(1 - high) for high in line.levels["high"])
     label = (
-        "Strip over time: part of host time in the reclamation states high, soft, hard and low. "
+        f"Strip over time: part of host time in the reclamation states {', '.join(LEVELS)}. "
         f"At the worst moment {percent(worst)} of host time was below high."
     )
     return chart("levels", label, (2.2, 2.3), paint)

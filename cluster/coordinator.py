@@ -120,13 +120,7 @@ class Coordinator:
         scenario = self.loaded.scenario
         self._started = self._looping_since = time.perf_counter()
         self._busy_s = self._looping_s = 0.0
-        hosts = [
-            HostFacts(
-                *(one.host, one.name, one.config.memory, one.config.cpus),
-                *(one.watts.idle, one.watts.peak),
-            )
-            for one in self.population.hosts
-        ]
+        hosts = [_host_facts(one) for one in self.population.hosts]
         vms = [_facts(vm.spec) for vm in self.population.vms]
         self._history = History()
         self._folder = tables.RunFolder(
@@ -241,6 +235,16 @@ def _most(before: int, n_epochs: int, took_s: float, n_rows: int) -> int:
     by_time = int(n_epochs * BARRIER_S / max(took_s, 1e-9))
     by_rows = n_epochs * VM_ROWS_PER_BARRIER // max(n_rows, 1)
     return max(min(by_time, by_rows, 4 * before, EPOCHS_PER_BARRIER), 1)
+
+
+def _host_facts(one: Any) -> HostFacts:
+    config = one.config
+    has_clear = config.reclaim.clear is not None
+    watts = one.watts
+    return HostFacts(
+        *(one.host, one.name, config.memory, config.cpus, watts.idle, watts.peak),
+        has_clear=has_clear,
+    )
 
 
 def _facts(spec: Any) -> VmFacts:

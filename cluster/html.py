@@ -198,7 +198,8 @@ def _price_tiles(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def _bars(parts: Mapping[str, float | None], order: Iterable[str]) -> list[tuple[str, Any, float]]:
     """(name, part, width in % of the longest bar, or of 1 %), in the given order."""
     longest = max(0.01, *(value or 0.0 for value in parts.values()))
-    return [(name, parts[name], 100 * (parts[name] or 0.0) / longest) for name in order]
+    names = [name for name in order if name in parts]
+    return [(name, parts[name], 100 * (parts[name] or 0.0) / longest) for name in names]
 
 
 def _ordered(counts: Mapping[str, int]) -> list[tuple[str, int]]:

@@ -179,7 +179,7 @@ def _timeline(folder: Path, first: int, epochs: int, epoch_s: float) -> Timeline
 
 
 _MEANS = ("vms", "configured_bytes", "consumed_bytes", "ballooned_bytes", "swapped_bytes")
-_SUMS = ("high_s", "soft_s", "hard_s", "low_s", "swap_in_bytes", "swap_out_bytes")
+_SUMS = ("high_s", "clear_s", "soft_s", "hard_s", "low_s", "swap_in_bytes", "swap_out_bytes")
 
 
 def _grid(folder: Path, first: int, epochs: int) -> HostGrid:

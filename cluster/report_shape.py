@@ -28,6 +28,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _SPREAD = dict.fromkeys(("mean", "p50", "p95", "p99", "max"), _NUMBER)
 _COST = (
     *("swap_in_pages", "swap_out_pages", "double_paging_pages", "guest_paging_pages"),
+    *("compressions", "decompressions", "cache_evictions", "large_breaks"),
     *("cow_breaks", "blocked_s", "migration_downtime_s"),
 )
 _FIT = ("vms_per_host_mean", "vms_per_host_max", "overcommit_configured", "overcommit_peak")
@@ -44,7 +45,7 @@ SHAPE: dict[str, Any] = {
     "vms": dict.fromkeys(_VMS, _COUNT) | {"refused_by": {_EACH: _COUNT}},
     "consolidation": dict.fromkeys(_FIT, _NUMBER),
     "memory_gib": dict.fromkeys(MEMORY, dict.fromkeys(("mean", "p95", "max"), _NUMBER)),
-    "reclaim_states": dict.fromkeys(LEVELS, _NUMBER),
+    "reclaim_states": dict.fromkeys([level for level in LEVELS if level != "clear"], _NUMBER),
     "cost": dict.fromkeys(_COST, _NUMBER)
     | {
         "slowdown": _SPREAD,

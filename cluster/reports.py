@@ -187,9 +187,14 @@ def _memory(run: Aggregator, name: str) -> dict[str, float | None]:
 
 
 def _levels(run: Aggregator) -> dict[str, float | None]:
-    """Part of host time in each reclamation state."""
+    """Part of host time in each reclamation state; clear, where a host has that."""
     whole = sum(run.sums[f"{level}_ms"] for level in LEVELS)
-    return {level: run.sums[f"{level}_ms"] / whole if whole else None for level in LEVELS}
+    levels = [
+        level
+        for level in LEVELS
+        if level != "clear" or any(host.has_clear for host in run.hosts.facts)
+    ]
+    return {level: run.sums[f"{level}_ms"] / whole if whole else None for level in levels}
 
 
 def _cost(run: Aggregator) -> dict[str, Any]:

@@ -31,6 +31,8 @@ class HostFacts:
     idle_mw: int = 0
     peak_mw: int = 0
     """What it takes, in milliwatts, when it is on: linear in its CPU load."""
+    has_clear: bool = False
+    """Whether it has a CLEAR state."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,9 @@ from cluster.policies import (
     Rule,
     Watts,
 )
-from hostsim.config import DISKS, PROFILES, FrozenModel, HostConfig, IdleTax, VmConfig
+from hostsim.config import DISKS, FrozenModel, HostConfig, IdleTax, VmConfig
 from hostsim.guest_config import ContentMix, ContentTable, GuestImage, TraceGuest, Workload
+from hostsim.profiles import PROFILES
 from hostsim.units import MIB, Bytes, Milliseconds, Permille
 
 HOSTS_MAX = 100_000

@@ -107,7 +107,7 @@ class ClusterState:
     entitled     (n_vms,) MiB by its pools, as its host was told; NOWHERE if it was not
     consumed     (n_vms,) bytes, last measured or expected
     active       (n_vms,) bytes, last measured or expected
-    allocated    (n_vms,) pages in memory, last measured
+    allocated    (n_vms,) pages in memory, compressed ones included, last measured
     writes       (n_vms,) pages written in the last epoch
     cpu_ms       (n_vms,) CPU time that it would have used in the last epoch
     flights      VMs on their way, by id
@@ -278,7 +278,7 @@ def learn(state: ClusterState, report: EpochReport) -> ClusterState:
     vms = report.vms[report.vms["epoch"] == report.vms["epoch"].max(initial=-1)]
     after.consumed[vms["vm"]] = vms["consumed_pages"] * PAGE_SIZE
     after.active[vms["vm"]] = vms["active_pages"] * PAGE_SIZE
-    after.allocated[vms["vm"]] = vms["allocated_pages"]
+    after.allocated[vms["vm"]] = vms["allocated_pages"] + vms["compressed_pages"]
     after.writes[vms["vm"]], after.cpu_ms[vms["vm"]] = vms["writes"], vms["cpu_ms"]
     return after
 

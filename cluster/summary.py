@@ -137,7 +137,8 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         row = report["memory_gib"][name]
         cells = "".join(f"{plain(row[column]):>10}" for column in ("mean", "p95", "max"))
         lines.append(f"  {name:<13}{cells}")
-    levels = [f"{level} {percent(report['reclaim_states'][level])}" for level in LEVELS]
+    states = report["reclaim_states"]
+    levels = [f"{level} {percent(states[level])}" for level in LEVELS if level in states]
     lines.append(f"Host time      {', '.join(levels)}")
     return lines + _cost_lines(report, cost)
 

@@ -176,13 +176,15 @@ def deadband(alloc: int, active: float, k: float, samples: int, sigmas: int) -> 
 
 
 @small
-def balloon_target(size: int, target: int, reservation: int, swapped: int, maximum: int) -> int:
+def balloon_target(size: int, target: int, reservation: int, out: int, maximum: int) -> int:
     """Pages the balloon should hold so that the guest lives in its target.
+
+    out: what the host has paged out already, less the frames of what it keeps compressed.
 
     The reservation is guest memory that the VM may use at any time, so a balloon never takes it,
     even while the VM has touched less.
     """
-    return min(max(size - max(target, reservation) - swapped, 0), maximum)
+    return min(max(size - max(target, reservation) - out, 0), maximum)
 
 
 def refuse_power_on(

@@ -3,7 +3,7 @@
 A guest that touches an active set at random treats its pages alike, so what sampling finds in a
 period depends on numbers alone: how many pages the guest has, how many of them it touches. A tick
 of two sampling periods or more asks for steps by this law; a host makes them where all its guests
-are so, and memory is HIGH or SOFT. Then nobody looks which pages a sample holds, and reclamation
+are so, and memory is SOFT at worst. Then nobody looks which pages a sample holds, and reclamation
 decides once a balance period at most (tests/test_closed_form.py, tests/test_step_size.py).
 """
 

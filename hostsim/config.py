@@ -1,17 +1,24 @@
 """What one host and one VM can be told: frozen models with every default and its source.
 
-A profile names an era of ESX and fills in the mechanism options that the user left out; nothing
-else in the package knows profile names. `osdi02` is the paper's system (ESX 1.5, option defaults
-from the ESX 2 manual); `vsphere` is ESXi 5 and later. Reference tags: [P] the paper by section,
-[ADM2] ESX Server 2 Administration Guide, [KSM/GPL] Linux sources.
+A profile names an era of ESX and fills in the mechanism options that the user left out, see
+`profiles`. Reference tags: [P] the paper by section, [ADM2] ESX Server 2 Administration Guide,
+[KSM/GPL] Linux sources.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
+from hostsim.profiles import PROFILES, merged
 from hostsim.units import (
     GIB,
     MIB,
@@ -20,9 +27,12 @@ from hostsim.units import (
     Milliseconds,
     Nanoseconds,
     Permille,
+    parse_permille,
 )
 
 Positive = Field(gt=0)
+MinFree = Annotated[int, BeforeValidator(parse_permille), Field(ge=0, le=10_000)]
+"""A part of minFree in thousandths, which may be more than one whole."""
 IdleTax = Annotated[Permille, Field(le=990)]
 """tau [P 5.2]: at 100 % an idle page would cost infinitely much."""
 
@@ -93,7 +103,11 @@ class Reclaim(FrozenModel):
     the first 4 GiB + 4 % of the next 8 + 2 % of the next 16 + 1 % of the rest (vSphere 5)."""
     reading: Literal["a", "b"] = "b"
     """(b) a level is entered below its own threshold; (a) below that of the level above it."""
-    high: Permille = 60
+    high: MinFree = 60
+    """Left upwards into HIGH above it, and, in reading (a) or without `clear`, left below it."""
+    clear: Permille | None = None
+    """Boundary of a state between high and soft, of ESXi 6 on, in which large pages are broken and
+    their parts shared; targets and paging then aim for this much free memory."""
     soft: Permille = 40
     hard: Permille = 20
     low: Permille = 10
@@ -103,8 +117,13 @@ class Reclaim(FrozenModel):
 
     @model_validator(mode="after")
     def _ordered(self) -> Reclaim:
-        if not self.high > self.soft > self.hard > self.low > 0:
-            raise ValueError("thresholds must fall: high > soft > hard > low > 0")
+        falling = [self.high, self.soft, self.hard, self.low, 0]
+        if self.clear is not None:
+            falling.insert(1, self.clear)
+        if falling != sorted(set(falling), reverse=True):
+            raise ValueError("thresholds must fall: high > clear > soft > hard > low > 0")
+        if self.minfree == "fixed" and self.high > 1000:
+            raise ValueError("high is a part of host memory where minfree is fixed: 100 % at most")
         return self
 
 
@@ -133,6 +152,20 @@ class Paging(FrozenModel):
     Preventer; here of blocks read over it as well, which its Mapper sees."""
 
 
+class Compression(FrozenModel):
+    """Pages chosen for host swap are kept compressed instead, in a cache of each VM (ESX 4.1).
+
+    A page goes in if it compresses to 2 KiB at most, and then takes 1 or 2 KiB. When the cache is
+    full the page that has been in it longest is decompressed and swapped. Its frames count as
+    memory of the VM, towards its target; it is taken as never fragmented.
+    """
+
+    enabled: bool = False
+    """Mem.MemZipEnable, on from ESX 4.1 on."""
+    maximum: Permille = 100
+    """Largest cache as a part of VM size: Mem.MemZipMaxPct, 10 %."""
+
+
 SSD = Disk()
 DISK_2002 = Disk(latency=8_000_000, iops=120, write_cluster=16)
 """A 10 k rpm SCSI disk of 2002: 5 ms seek + 3 ms half a turn; about 120 random I/Os a second, the
@@ -147,6 +180,9 @@ class Costs(FrozenModel):
     """A copy-on-write break: exit, fault handling and a 4 KiB copy."""
     scan: Nanoseconds = 2_000
     """Hash and table look-up of one scanned page: 4 KiB at 2-4 GB/s plus cache misses."""
+    decompress: Nanoseconds = 20_000
+    """A touch of a compressed page: exit, fault handling and decompression, about 20 us in ESX 4.1
+    (virtualizationeh.ca 2010/07/14, after VMware). Compressing takes no time of a guest."""
     page_copy: Nanoseconds = 1_500
     """Copy of a page through a bounce buffer, or to another frame: 4 KiB at 2-4 GB/s. The core that
     does it is missed by the VM that transmits: part of the time that it loses to `cpu`."""
@@ -176,15 +212,23 @@ class HostConfig(FrozenModel):
 
     memory: Bytes = Field(64 * GIB, ge=64 * MIB)
     cpus: int = Field(16, ge=1, le=4096)
-    profile: Literal["osdi02", "vsphere"] = "vsphere"
+    profile: Literal["osdi02", "vsphere", "vsphere-5", "vsphere-8"] = "vsphere"
+    """The era that fills in what is not stated: ESX of the paper; vSphere's rates with the paper's
+    mechanisms; ESXi 5.0 to 5.5 as it came; ESXi 8 as it comes."""
     reserve: Bytes = 0
     """Hypervisor's own memory, off the top of machine memory."""
     sharing: Sharing = Sharing()
+    large_pages: bool = False
+    """Guests' memory is backed by pages of 2 MiB where it can be (Mem.AllocGuestLargePage = 1, with
+    nested paging): at the first touch of a region, and while memory stays above the high boundary.
+    They are not shared; below that boundary one is broken where a part could be, in CLEAR and below
+    at the VM's full scanning rate, and where the balloon or the host takes a part."""
     balloon: Balloon = Balloon()
     allocation: Allocation = Allocation()
     sampling: Sampling = Sampling()
     reclaim: Reclaim = Reclaim()
     paging: Paging = Paging()
+    compression: Compression = Compression()
     swap: Disk = SSD
     swap_space: Bytes | None = None
     """Room for all swap files together; see `swap_space_bytes` for the default."""
@@ -198,7 +242,7 @@ class HostConfig(FrozenModel):
             return data
         name = data.get("profile", "vsphere")
         profile = PROFILES.get(name) if isinstance(name, str) else None
-        return data if profile is None else _merged(profile, data)
+        return data if profile is None else merged(profile, data)
 
     @field_validator("swap", mode="before")
     @classmethod
@@ -227,43 +271,6 @@ def named_disk(value: Any) -> Any:
             raise ValueError(f"must be one of {', '.join(DISKS)}, or a mapping of latency and iops")
         return DISKS[value]
     return value
-
-
-PROFILES: dict[str, dict[str, Any]] = {
-    "osdi02": {
-        "allocation": {"claim": "configured", "deadband_sigmas": 0},
-        "swap": "disk-2002",
-    },
-    "vsphere": {
-        "reserve": "1 GiB",
-        "sharing": {
-            "scan_pages_per_s_vm": 1024,
-            "scan_pages_per_s_total": 16_384,
-            "scan_time": "60 min",
-        },
-        # The GPL Linux driver: up to 16384 pages a cycle while the guest is not under pressure.
-        "balloon": {"inflate": "64 MiB/s", "deflate": "64 MiB/s", "maximum": "65 %"},
-        "sampling": {"period": "60 s"},
-        "reclaim": {
-            "minfree": "sliding",
-            "high": "100 %",
-            "soft": "64 %",
-            "hard": "32 %",
-            "low": "16 %",
-        },
-    },
-}
-
-
-def _merged(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """`given` over `defaults`, one level of mappings deep per key."""
-    merged = dict(defaults)
-    for key, value in given.items():
-        base = merged.get(key)
-        merged[key] = (
-            {**base, **value} if isinstance(base, dict) and isinstance(value, dict) else value
-        )
-    return merged
 
 
 class VmConfig(FrozenModel):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hostsim.arrays import stale_size
+from hostsim.compress import rank_contents
 from hostsim.share import stale_put
 from hostsim.state import (
     APPLICATION,
@@ -130,7 +131,20 @@ def move(st: HostState, old: Ranges, new: Ranges) -> HostState:
     at_stale = st.stale_contents
     table = np.zeros(stale_size(n_new), np.uint32)
     moved = replace(st, indexed=indexed, shared_kind=shared_kind, stale=table)
+    moved = with_ranks(moved, new)
     # In order: where entries lie in the table must not tell when its VMs came.
     for content in np.sort(at_stale + shift[at_stale]).tolist():
         stale_put(moved, content)
     return moved
+
+
+def with_ranks(st: HostState, ranges: Ranges) -> HostState:
+    """The arrays with `easier` filled for these ranges, where the host compresses. A content has
+    its rank whatever its salt group: it is the same content."""
+    if st.host[0].compression == 0:
+        return st
+    ranked = replace(st, easier=np.zeros(len(st.indexed), np.uint16))
+    for key, at in ranges.items():
+        owner = 2 * key.family if key.family >= 0 else -2 * key.family - 1
+        rank_contents(ranked, at.base, at.length, owner, key.kind)
+    return ranked

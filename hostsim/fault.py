@@ -8,13 +8,15 @@ times the pages that one slot stands for.
 
 from __future__ import annotations
 
-from hostsim import remap, share
+from hostsim import compress, large, remap, share
 from hostsim.frames import disown, own, release_frame, take_frame
 from hostsim.jit import i64, kernel, small
 from hostsim.state import (
     ACCESSED,
     BALLOONED,
+    COMPRESSED,
     COW,
+    DECOMPRESS,
     INDEX,
     LOW,
     RESIDENT,
@@ -25,8 +27,8 @@ from hostsim.state import (
     UNTOUCHED,
     HostState,
     add_refs,
-    alloc_of,
     entitled,
+    held_of,
     refs_of,
     set_state,
 )
@@ -40,12 +42,12 @@ no room in its own swap space; the guest's disk is busy."""
 def may_take_frame(st: HostState, v: int) -> bool:
     """Whether the VM may have one more page in memory now."""
     host = st.host[0]
-    return host.free > 0 and (host.level < LOW or alloc_of(st, v) < entitled(st, v))
+    return host.free > 0 and (host.level < LOW or held_of(st, v) < entitled(st, v))
 
 
 @small
 def leave_memory(st: HostState, v: int, ppn: int, state: int) -> int:
-    """A page that has a frame moves to `state` (BALLOONED, SWAPPED or UNTOUCHED).
+    """A page that has a frame moves to `state`, one without a frame of its own.
 
     A shared frame is freed by its last holder only. Returns the frames freed, 0 or 1.
     """
@@ -63,6 +65,8 @@ def leave_memory(st: HostState, v: int, ppn: int, state: int) -> int:
         else:
             freed = 0
     else:
+        if st.host[0].large_slots > 0:
+            large.split(st, v, ppn)
         share.drop_hint(st, v, ppn)
         kind = disown(st, v, slot)
     remap.forget(st, v, ppn)
@@ -71,6 +75,8 @@ def leave_memory(st: HostState, v: int, ppn: int, state: int) -> int:
         vm.ballooned += 1
     elif state == SWAPPED:
         vm.swapped += 1
+    elif state == COMPRESSED:
+        vm.compressed += 1
     else:
         vm.untouched += 1
     if freed == 1:
@@ -120,6 +126,18 @@ def _swap_in(st: HostState, v: int, slot: int) -> int:
 
 
 @small
+def _decompress(st: HostState, v: int, ppn: int) -> int:
+    """A compressed page gets a frame of its own. As `bring_in`."""
+    slot = st.vms[v].base_slot + ppn
+    compress.take_out(st, v, ppn)
+    set_state(st, slot, RESIDENT)
+    own(st, v, slot, take_frame(st))
+    st.host[0].decompressions += 1
+    st.vms[v].cause = DECOMPRESS
+    return st.host[0].decompress_ns
+
+
+@small
 def bring_in(st: HostState, v: int, ppn: int) -> int:
     """Give the page a frame if it has none. Returns the cost in ns of one page, or why not."""
     host = st.host[0]
@@ -132,10 +150,14 @@ def bring_in(st: HostState, v: int, ppn: int) -> int:
         return NO_FRAME
     if state == SWAPPED:
         return _swap_in(st, v, slot)
+    if state == COMPRESSED:
+        return _decompress(st, v, ppn)
     if state == BALLOONED:
         # Only a guest that was reset touches a page it had pinned [P 3.2: popping the balloon].
         pop(st, v, ppn)
         host.pops += 1
+    if host.large_slots > 0 and large.back(st, v, ppn):
+        return 0
     vm.untouched -= 1
     set_state(st, slot, RESIDENT)
     own(st, v, slot, take_frame(st))

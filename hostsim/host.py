@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from hostsim import allocate, contents, epochs, measure, spread, tenancy
+from hostsim import allocate, compress, contents, epochs, measure, spread, tenancy
 from hostsim.arrays import empty
 from hostsim.composition import Composition, compose
 from hostsim.config import Allocation, HostConfig, VmConfig
@@ -32,6 +32,7 @@ from hostsim.program import from_workload
 from hostsim.rows import Tables, tables_of
 from hostsim.spec import VmSpec
 from hostsim.state import (
+    COMPRESSED,
     MIGRATION,
     RESIDENT,
     SHARED,
@@ -39,6 +40,7 @@ from hostsim.state import (
     Array,
     HostState,
     count_vms,
+    set_state,
     state_of,
 )
 from hostsim.units import MIB, HostId, VmId, pages
@@ -120,6 +122,7 @@ class Host:
         """Stop a VM: its frames, swap slots and overhead are free at once."""
         v = self.row_of(vm)
         row = self.state.vms[v]
+        self.state.large[row.large_base : row.large_base + row.regions] = 0
         free_vm(self.state, v)
         self.state.host[0].free += row.overhead
         self.state.host[0].highmem_free += row.overhead_highmem
@@ -286,6 +289,9 @@ def free_vm(st: HostState, v: int) -> None:
         state = state_of(st, st.vms[v].base_slot + ppn)
         if state == RESIDENT or state == SHARED:
             leave_memory(st, v, ppn, UNTOUCHED)
+        elif state == COMPRESSED:
+            compress.take_out(st, v, ppn)
+            set_state(st, st.vms[v].base_slot + ppn, UNTOUCHED)
 
 
 def warm(note: Callable[[str], None]) -> None:

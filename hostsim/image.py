@@ -1,8 +1,10 @@
 """A VM on its way to another host: content and state travel, frames do not.
 
 At the source the VM's pages are read as they are; at the target every page that was in memory takes
-a frame of its own there, and sharing finds equal pages anew. Swapped, ballooned and untouched pages
-stay what they are. Random streams are keyed by the VM, so the guest goes on as it would have.
+a frame of its own there, and sharing finds equal pages anew. A compressed page is decompressed: its
+content is in the source's memory, not on a disk that both hosts reach, so it is sent as those in
+memory are. Swapped, ballooned and untouched pages stay what they are. Random streams are keyed by
+the VM, so the guest goes on as it would have.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import numpy as np
 
 from hostsim.frames import hold, take_frames
 from hostsim.host import Host
+from hostsim.naming import ranges_of, to_host, to_local
 from hostsim.packing import (
     SPECIFIED,
     PackingError,
@@ -28,9 +31,20 @@ from hostsim.packing import (
     unseal,
 )
 from hostsim.records import VM
-from hostsim.snapshot import ranges_of, to_host, to_local
 from hostsim.spec import VmSpec
-from hostsim.state import HINT, KIND, N_CAUSES, RESIDENT, SHARED, STALE, STATE, STATES, Array
+from hostsim.state import (
+    COMPRESSED,
+    HIGH,
+    HINT,
+    KIND,
+    N_CAUSES,
+    RESIDENT,
+    SHARED,
+    STALE,
+    STATE,
+    STATES,
+    Array,
+)
 from hostsim.units import VmId
 
 PACKED_AS = "vm"
@@ -38,9 +52,12 @@ BELONGS_TO_HOST = (
     *("base_slot", "program", "program_len", "replay", "pattern", "zero", "image_base", "app_base"),
     *("dup_base", "image_family", "app_family", "salt", "sharing", "balloon_max"),
     *("overhead", "overhead_due", "overhead_highmem", "highmem", "target", "balloon_target"),
-    *("gave", "blocked"),
+    *("gave", "blocked", "compressed_max", "regions", "large", "large_base", "large_carry"),
 )
 """Fields of a VM row that the target gives anew: where things lie, its options, its policy."""
+
+COMPRESSED_FIELDS = ("compressed", "compressed_quarters", "compressed_highmem", "oldest", "newest")
+"""Of a cache that does not travel."""
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "row": VM,
@@ -57,9 +74,10 @@ DTYPES: dict[str, np.dtype[Any]] = {
 class VmImage:
     """One VM without a host. Arrays may be read-only: import copies them.
 
-    row      (1,) VM               scalars, those that belong to a host zero; no page is SHARED
+    row      (1,) VM               scalars, those that belong to a host zero; no page is SHARED or
+                           COMPRESSED
     page     (size_slots,) uint8   state bytes, without hints
-    content  (size_slots,) uint32  content words as `snapshot.to_local` names them
+    content  (size_slots,) uint32  content words as `naming.to_local` names them
     sampled  (n_samples,) int64    PPNs of the running sampling period
     lost     (8,) int64            ns lost since the last measurement, by cause
     debts    (8,) int64            ns still to be lost, by cause
@@ -80,11 +98,12 @@ def export_vm(host: Host, vm: VmId) -> VmImage:
     row = st.vms[v]
     cut = slice(row.base_slot, row.base_slot + row.size_slots)
     page = st.page[cut].astype(np.int64) & ~(HINT | KIND)
-    page = np.where(page & STATE == SHARED, page & ~STATE | RESIDENT, page)
+    is_in_memory = (page & STATE == SHARED) | (page & STATE == COMPRESSED)
+    page = np.where(is_in_memory, page & ~STATE | RESIDENT, page)
     words = to_local(st.content[cut].astype(np.int64) & ~STALE, ranges_of(host, v))
     plain = st.vms[v : v + 1].copy()
-    plain["resident"] += plain["shared"]
-    for name in ("shared", *BELONGS_TO_HOST):
+    plain["resident"] += plain["shared"] + plain["compressed"]
+    for name in ("shared", *COMPRESSED_FIELDS, *BELONGS_TO_HOST):
         plain[name] = 0
     return VmImage(
         spec=host.specs[vm],
@@ -131,8 +150,22 @@ def import_vm(host: Host, image: VmImage) -> None:
     row.highmem = take_frames(st, int(row.resident))
     is_high = in_memory & (np.cumsum(in_memory) <= row.highmem)
     st.page[cut] = np.where(is_high, image.page | int(KIND), image.page)
+    _back_by_large_pages(host, v)
     st.sampled[v, : row.samples] = image.sampled[: row.samples]
     st.lost[v], st.debts[v] = image.lost, image.debts
+
+
+def _back_by_large_pages(host: Host, v: int) -> None:
+    """Regions of a VM that has arrived lie in large pages where all of one is in memory, while that
+    is above the high boundary."""
+    st, row, top = host.state, host.state.vms[v], host.state.host[0]
+    if top.large_slots == 0 or top.level != HIGH or top.free < top.large_floor:
+        return
+    n = int(row.regions * top.large_slots)
+    page = st.page[row.base_slot : row.base_slot + n].reshape(-1, top.large_slots)
+    whole = (page & int(STATE) == int(RESIDENT)).all(axis=1)
+    st.large[row.large_base : row.large_base + row.regions] = whole
+    row.large = whole.sum()
 
 
 def pack(image: VmImage) -> bytes:
@@ -172,7 +205,11 @@ def _require_sound(image: VmImage) -> None:
     states = np.bincount(image.page & int(STATE), minlength=8)
     kept = [int(row[name]) for name in STATES]
     wrong = [] if 0 <= row["row"] < len(image.spec.program) else ["program"]
-    if states.tolist() != [*kept, 0, 0, 0] or kept[int(SHARED)] != 0:
+    if (
+        states.tolist() != [*kept, 0, 0]
+        or kept[int(SHARED)] != 0
+        or any(row[name] for name in COMPRESSED_FIELDS)
+    ):
         wrong.append("page states")
     if (image.page & int(HINT | KIND)).any():
         wrong.append("hints")

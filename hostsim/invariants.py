@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from hostsim.compress import NEWER, OLDER, count_quarters
 from hostsim.state import (
     ACCESSED,
     ANON,
     BALLOONED,
     CACHE,
+    COMPRESSED,
     DRIVER_PRESENT,
     FREE,
     HINT,
@@ -30,6 +32,7 @@ from hostsim.state import (
     USE_SHIFT,
     Array,
     HostState,
+    compressed_frames,
     count_vms,
 )
 
@@ -80,6 +83,54 @@ def swap_space_holds(st: HostState, v: int) -> None:
     )
 
 
+def compression_cache_is_accounted(st: HostState, v: int) -> None:
+    """Each COMPRESSED page lies in the cache once, from the oldest to the newest; they take what
+    is kept, which is no more than they may."""
+    vm = st.vms[v]
+    if st.host[0].compression == 0:
+        kept = (vm.compressed, vm.compressed_quarters, vm.oldest, vm.newest)
+        _require(not any(kept), "compression cache", f"VM row {v}: {kept} on a host without")
+        return
+    pages, _ = _pages_of(st, v)
+    held = pages & STATE == COMPRESSED
+    by_age = st.by_age[vm.base_slot : vm.base_slot + vm.size_slots].astype(np.int64)
+    linked = np.flatnonzero(by_age.any(axis=1) & ~held)
+    _require(len(linked) == 0, "compression cache", f"VM row {v}: links of pages {linked[:3]}")
+    # Each page's place, counted from the newest: how many steps lead beyond it, found by doubling.
+    end = int(vm.size_slots)
+    newer = np.append(np.where(by_age[:, NEWER] > 0, by_age[:, NEWER] - 1, end), end)
+    older = np.append(by_age[:, OLDER] - 1, vm.newest - 1)
+    at, place = newer, np.append(held, False).astype(np.int64)
+    for _ in range(end.bit_length()):
+        at, place = at[at], place + place[at]
+    in_order = np.argsort(np.where(held, -place[:-1], 1), kind="stable")[: held.sum()]
+    _require(
+        np.sort(place[:-1][held]).tolist() == list(range(1, len(in_order) + 1))
+        and newer[in_order].tolist() == [*in_order[1:], end][: len(in_order)]
+        and older[in_order].tolist() == [-1, *in_order[:-1]][: len(in_order)]
+        and [vm.oldest, vm.newest] == ([*(1 + in_order[[0, -1]])] if len(in_order) else [0, 0]),
+        "compression cache",
+        f"VM row {v}: {len(in_order)} pages are not in one order from {vm.oldest} to {vm.newest}",
+    )
+    quarters, kept = count_quarters(st, v), vm.compressed_quarters
+    _require(
+        quarters == kept <= vm.compressed_max,
+        "compression cache",
+        f"VM row {v}: {quarters} quarters counted, {kept} kept, {vm.compressed_max} at most",
+    )
+
+
+def large_pages_are_whole(st: HostState, v: int) -> None:
+    """All pages of a region that a large page backs are RESIDENT; the VM counts such regions."""
+    vm, size = st.vms[v], max(int(st.host[0].large_slots), 1)
+    bits = st.large[vm.large_base : vm.large_base + vm.regions]
+    pages, _ = _pages_of(st, v)
+    whole = (pages[: vm.regions * size].reshape(-1, size) & STATE == RESIDENT).all(axis=1)
+    wrong = np.flatnonzero((bits > 1) | (bits > whole))
+    _require(len(wrong) == 0, "large pages", f"VM row {v}: regions {wrong[:3]} are not whole")
+    _require(bits.sum() == vm.large, "large pages", f"VM row {v}: {bits.sum()}, {vm.large} kept")
+
+
 def dropped_pages_are_on_the_guests_disk(st: HostState, v: int) -> None:
     """What the host dropped was clean cache; the guest may have freed it since."""
     pages, _ = _pages_of(st, v)
@@ -92,7 +143,7 @@ def guest_use_is_accounted(st: HostState, v: int) -> None:
     """The guest's own counts of free, cache, anonymous and paged-out pages are right."""
     pages, _ = _pages_of(st, v)
     state, use = pages & STATE, pages >> USE_SHIFT
-    inside = (state == RESIDENT) | (state == SHARED) | (state == SWAPPED)
+    inside = (state != UNTOUCHED) & (state != BALLOONED)
     free = (state != BALLOONED) & ((state == UNTOUCHED) | (use == FREE))
     outside_anon = ~inside & (use == ANON)
     counted = [
@@ -125,11 +176,12 @@ def references_are_conserved(st: HostState) -> None:
 
 
 def frames_are_conserved(st: HostState) -> None:
-    """Private frames + shared frames + overheads + frames kept for arriving VMs + free = machine
-    memory; free is not negative."""
+    """Private frames + shared frames + compression caches + overheads + frames kept for arriving
+    VMs + free = machine memory; free is not negative."""
     host = st.host[0]
     rows = st.order[: count_vms(st)]
     used = int(st.vms["resident"][rows].sum()) + int(host.distinct) + int(host.overhead)
+    used += sum(int(compressed_frames(st, v)) for v in rows)
     used += int(host.held)
     overhead = int(st.vms["overhead"][rows].sum())
     _require(overhead == host.overhead, "overheads", f"{overhead} of VMs, {host.overhead} kept")
@@ -141,8 +193,8 @@ def frames_are_conserved(st: HostState) -> None:
 
 
 def highmem_is_conserved(st: HostState) -> None:
-    """High frames of private pages, shared contents and overheads, held and free ones = all there
-    are; low frames likewise. Only what has a frame has a kind."""
+    """High frames of private pages, shared contents, compression caches and overheads, held and
+    free ones = all there are; low frames likewise. Only what has a frame has a kind."""
     host = st.host[0]
     rows = st.order[: count_vms(st)]
     private = 0
@@ -157,7 +209,9 @@ def highmem_is_conserved(st: HostState) -> None:
     wrong = np.flatnonzero(shared & ((st.refs == 0) | (st.shared_kind != KIND)))
     _require(len(wrong) == 0, "kinds", f"content {wrong[:3]}: {st.shared_kind[wrong[:3]]}")
     overhead = int(st.vms["overhead_highmem"][rows].sum())
-    used = private + int(shared.sum()) + overhead + int(host.held_highmem)
+    caches = int(st.vms["compressed_highmem"][rows].sum())
+    used = private + int(shared.sum()) + overhead + caches
+    used += int(host.held_highmem)
     _require(
         used + host.highmem_free == host.highmem and 0 <= host.highmem_free <= host.free,
         "high frames",
@@ -165,6 +219,10 @@ def highmem_is_conserved(st: HostState) -> None:
     )
     beyond = [int(v) for v in rows if not 0 <= st.vms[v].overhead_highmem <= st.vms[v].overhead]
     _require(not beyond, "high frames", f"VM rows {beyond}: of more overhead than there is")
+    beyond = [
+        int(v) for v in rows if not 0 <= st.vms[v].compressed_highmem <= compressed_frames(st, v)
+    ]
+    _require(not beyond, "high frames", f"VM rows {beyond}: of more cache than there is")
 
 
 def hints_are_owned(st: HostState) -> None:
@@ -207,6 +265,8 @@ def check(st: HostState) -> None:
         page_states_are_exclusive(st, v)
         balloon_is_accounted(st, v)
         swap_space_holds(st, v)
+        compression_cache_is_accounted(st, v)
+        large_pages_are_whole(st, v)
         dropped_pages_are_on_the_guests_disk(st, v)
         guest_use_is_accounted(st, v)
     references_are_conserved(st)

@@ -15,6 +15,7 @@ import numpy as np
 from hostsim import allocate, reclaim
 from hostsim.composition import Composition, range_lengths
 from hostsim.config import Allocation, HostConfig, VmConfig
+from hostsim.large import LARGE_PAGES
 from hostsim.program import KEEP
 from hostsim.program import Rows as ProgramRows
 from hostsim.records import HOST, VM
@@ -56,6 +57,9 @@ def _host_of_kind(config: HostConfig, seed: int, sample: int, tick_ms: int) -> A
     row.level, row.rebalance, row.level_free = HIGH, 1, row.machine
     for name, value in reclaim.thresholds(config.reclaim, config.memory, sample)._asdict().items():
         row[name] = value
+    row.large_slots = max(LARGE_PAGES // sample, 1) if config.large_pages else 0
+    row.large_floor = row.up_high
+    row.eager = config.large_pages or config.reclaim.clear is not None
     sharing = config.sharing
     row.sharing = sharing.enabled
     row.scan_rate_vm = sharing.scan_pages_per_s_vm * MILLI
@@ -79,6 +83,9 @@ def _host_of_kind(config: HostConfig, seed: int, sample: int, tick_ms: int) -> A
     row.cpus, row.cow_ns, row.scan_ns = config.cpus, config.costs.cow, config.costs.scan
     row.copy_ns, row.copy_threshold = config.costs.page_copy, config.io.copy_threshold
     row.remap = REMAP.index(config.io.remap)
+    compression = config.compression
+    row.compression, row.decompress_ns = compression.enabled, config.costs.decompress
+    row.compressed_max_permille = compression.maximum if compression.enabled else 0
     return rows
 
 
@@ -103,7 +110,11 @@ def fill_vms(
 
     host: the host's row. Raises ValueError for a replay that its VM cannot hold.
     """
-    terms = int(host.sample), int(host.sharing), int(host.balloon_max_permille)
+    terms = (
+        *(int(host.sample), int(host.sharing), int(host.balloon_max_permille)),
+        int(host.compressed_max_permille),
+        int(host.large_slots),
+    )
     now_ms, plain = int(host.now_ms), rows.view(np.ndarray)
     for at, (spec, layout) in enumerate(zip(specs, layouts, strict=True)):
         plain[at] = _row_of_kind(spec.config, layout, *terms)
@@ -121,6 +132,8 @@ def _row_of_kind(
     sample: int,
     sharing: int,
     balloon_max_permille: int,
+    compressed_max_permille: int,
+    large_slots: int,
 ) -> Any:
     """What VMs of one kind have in common, on hosts alike: a VM row, to be copied.
 
@@ -136,6 +149,10 @@ def _row_of_kind(
     row.driver = DRIVER_PRESENT if config.balloon == "present" else DRIVER_ABSENT
     if config.balloon == "present":
         row.balloon_max = row.size_slots * balloon_max_permille // 1000
+    row.regions = row.size_slots // large_slots if large_slots > 0 else 0
+    row.compressed_max = 4 * (row.size_slots * compressed_max_permille // 1000)
+    row.to_quarter = image.compressible.quarter
+    row.to_half = image.compressible.quarter + image.compressible.half
     row.untouched = row.guest_free = row.size_slots
     row.target = row.limit
     row.free_cursor = row.size_slots - 1

@@ -11,8 +11,22 @@ import numpy as np
 
 from hostsim import sample
 from hostsim.jit import i64, kernel
+from hostsim.large import LARGE_PAGES
 from hostsim.share import shared_saved
-from hostsim.state import N_CAUSES, Array, HostState, alloc_of, count_vms, refs_of
+from hostsim.state import (
+    CLEAR,
+    HARD,
+    HIGH,
+    LOW,
+    N_CAUSES,
+    SOFT,
+    Array,
+    HostState,
+    alloc_of,
+    compressed_frames,
+    count_vms,
+    refs_of,
+)
 
 
 @kernel
@@ -62,6 +76,7 @@ def measure_memory(st: HostState, row: Any, vm_rows: Array, first: int, distinct
     row.overhead_pages = host.overhead * k
     row.configured_pages = row.allocated_pages = row.active_pages = row.shared_pages = 0
     row.ballooned_pages = row.swapped_pages = row.untouched_pages = row.compressed_pages = 0
+    row.compression_cache_pages = row.large_pages = 0
     row.consumed_pages = distinct
     for i in range(n):
         v = st.order[i]
@@ -74,7 +89,7 @@ def measure_memory(st: HostState, row: Any, vm_rows: Array, first: int, distinct
         to.active_slow_pages = i64(vm.slow * to.allocated_pages)
         to.active_fast_pages = i64(vm.fast * to.allocated_pages)
         to.ballooned_pages, to.swapped_pages = vm.ballooned * k, vm.swapped * k
-        to.untouched_pages = vm.untouched * k
+        to.compressed_pages, to.untouched_pages = vm.compressed * k, vm.untouched * k
         row.configured_pages += vm.size_slots * k
         row.allocated_pages += to.allocated_pages
         row.consumed_pages += vm.resident * k
@@ -82,17 +97,22 @@ def measure_memory(st: HostState, row: Any, vm_rows: Array, first: int, distinct
         row.shared_pages += to.shared_pages
         row.ballooned_pages += to.ballooned_pages
         row.swapped_pages += to.swapped_pages
+        row.compressed_pages += to.compressed_pages
+        row.compression_cache_pages += compressed_frames(st, v) * k
         row.untouched_pages += to.untouched_pages
+        row.large_pages += vm.large * host.large_slots * k
 
 
 @kernel
 def measure_time(st: HostState, row: Any, vm_rows: Array, first: int) -> None:
     """Time by reclamation state, CPU demand, and time that VMs were on and lost."""
     host = st.host[0]
-    elapsed_ms = st.level_ms[0] + st.level_ms[1] + st.level_ms[2] + st.level_ms[3]
+    elapsed_ms = i64(0)
+    for level in range(st.level_ms.size):
+        elapsed_ms += st.level_ms[level]
     row.cpu_demand_permille = host.cpu_demand_ms // max(host.cpus * elapsed_ms, 1)
-    row.high_ms, row.soft_ms = st.level_ms[0], st.level_ms[1]
-    row.hard_ms, row.low_ms = st.level_ms[2], st.level_ms[3]
+    row.high_ms, row.clear_ms = st.level_ms[HIGH], st.level_ms[CLEAR]
+    row.soft_ms, row.hard_ms, row.low_ms = st.level_ms[SOFT], st.level_ms[HARD], st.level_ms[LOW]
     host.cpu_demand_ms = 0
     st.level_ms[:] = 0
     for i in range(count_vms(st)):
@@ -118,6 +138,9 @@ def count_events(st: HostState, row: Any) -> None:
     row.inflated_pages, row.deflated_pages = host.inflated * k, host.deflated * k
     row.swap_out_pages, row.swap_in_pages = host.swap_outs * k, host.swap_ins * k
     row.swap_dropped_pages, row.swap_skipped_pages = host.swap_drops * k, host.swap_skips * k
+    row.compressions, row.decompressions = host.compressions * k, host.decompressions * k
+    row.cache_evictions = host.cache_evictions * k
+    row.large_breaks = host.large_breaks * host.large_slots * k // LARGE_PAGES
     row.double_paging_pages = host.double_pagings * k
     row.stale_read_pages = host.stale_reads * k
     row.guest_paging_pages = (host.guest_page_ins + host.guest_page_outs) * k
@@ -132,6 +155,8 @@ def count_events(st: HostState, row: Any) -> None:
     host.guest_page_ins = host.guest_page_outs = host.guest_refusals = 0
     host.stalled_touches = host.minor_faults = 0
     host.transmits = host.copies = host.remaps = 0
+    host.compressions = host.decompressions = host.cache_evictions = 0
+    host.large_breaks = 0
 
 
 @kernel

@@ -13,6 +13,7 @@ from hostsim import balloon, closed_form
 from hostsim.closed_form import STEP_MS_PAGING
 from hostsim.jit import i64, kernel, small
 from hostsim.state import (
+    CLEAR,
     DRIVER_PRESENT,
     HIGH,
     LOW,
@@ -22,6 +23,7 @@ from hostsim.state import (
     alloc_of,
     count_vms,
     entitled,
+    held_of,
     slot_unit,
 )
 from hostsim.workload import row_at
@@ -43,9 +45,11 @@ def room(st: HostState) -> int:
     host = st.host[0]
     below = i64(0)
     if host.level == HIGH:
+        below = host.down_clear
+    elif host.level == CLEAR:
         below = host.down_soft
     elif host.level < LOW:
-        below = host.down_hard if host.level == HIGH + 1 else host.down_low
+        below = host.down_hard if host.level == SOFT else host.down_low
     return max(host.free - below + 1, 0)
 
 
@@ -103,7 +107,7 @@ def relief_ms(st: HostState) -> int:
         if moves(st, v) and st.vms[v].balloon_target > st.vms[v].ballooned:
             rate += host.inflate_rate
         is_paging = is_paging or (
-            not balloon.can_balloon(st, v) and alloc_of(st, v) > entitled(st, v)
+            not balloon.can_balloon(st, v) and held_of(st, v) > entitled(st, v)
         )
     if is_paging:
         rate += host.swap_iops * host.swap_cluster
@@ -165,7 +169,7 @@ def pace_ms(st: HostState) -> int:
         if host.level == SOFT and rate * STEP_MS_PAGING < MILLIONTHS:
             longest = min(longest, max(relief_ms(st), STEP_MS_PAGING))
     else:
-        reaction = max(reaction if host.level == HIGH else 0, STEP_MS_PAGING)
+        reaction = max(reaction if host.level < SOFT else 0, STEP_MS_PAGING)
         longest = min(longest, 2 * host.pace_ms, reaction, closed_form.exposure_ms(st))
     if rate > 0:
         shortest = STEP_MS_PAGING if by_law else STEP_MS_MIN

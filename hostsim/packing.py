@@ -24,7 +24,7 @@ from hostsim.units import VmId, pages
 
 Result = TypeVar("Result")
 
-VERSION = 2
+VERSION = 3
 _RECORDS = [dtype.descr for dtype in (HOST, VM, ROW, EVENT)]
 LAYOUT = hashlib.sha256(repr(_RECORDS).encode()).hexdigest()[:16]
 """Names the fields of all records: what another release wrote with other fields is refused."""
@@ -201,20 +201,23 @@ def whole(value: Any) -> int:
 
 
 CONFIGURED = (
-    *("host", "seed", "sample", "tick_ms", "machine", "highmem", "goal", "down_soft", "down_hard"),
-    *("down_low", "up_high", "up_soft", "up_hard", "scan_rate_total", "scan_rate_vm"),
+    *("host", "seed", "sample", "tick_ms", "machine", "highmem", "goal", "down_clear", "down_soft"),
+    *("down_hard", "down_low", "up_high", "up_clear", "up_soft", "up_hard"),
+    *("scan_rate_total", "scan_rate_vm"),
     *("scan_time_ms", "sharing", "balloon_poll_ms", "inflate_rate", "deflate_rate"),
     *("balloon_max_permille", "balance_ms", "claim_touched", "deadband_sigmas", "sample_pages"),
     *("sample_ms", "tax_k", "swap_latency_ns", "swap_iops", "swap_cluster", "cpus", "cow_ns"),
     *("scan_ns", "copy_ns", "copy_threshold", "remap"),
     *("share_first", "map_clean", "skip_overwritten"),
+    *("compression", "compressed_max_permille", "decompress_ns", "large_slots", "large_floor"),
+    "eager",
 )
 """Fields of a host's row that follow from its configuration."""
 SPECIFIED = (
     *("size_slots", "reservation", "limit", "shares", "vcpus", "sharing", "driver", "balloon_max"),
     *("guest_swap", "windows", "copies_permille", "copies_phase", "pool", "footprint", "kernel"),
     *("boot_ms", "disk_latency_ns", "disk_iops", "vm_clock", "repeat", "offset_ms"),
-    *("replay_len", "touchable"),
+    *("replay_len", "touchable", "compressed_max", "to_quarter", "to_half", "regions"),
 )
 """Fields of a VM's row that follow from its spec and its host's configuration."""
 

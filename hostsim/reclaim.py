@@ -1,8 +1,9 @@
 """PURE: free memory -> reclamation state, and which means it adds [P 6.3].
 
-Balloons follow their targets in every state. SOFT adds paging of VMs that cannot balloon, HARD of
-every VM above its target, LOW also blocks those VMs until memory is free again. A fall may skip
-levels; a rise climbs one level a step, and only once free memory is strictly above the threshold.
+Balloons follow their targets in every state. CLEAR, where there is one, breaks large pages to share
+their parts. SOFT adds paging of VMs that cannot balloon, HARD of every VM above its target, LOW
+also blocks those VMs until memory is free again. A fall may skip levels; a rise climbs one level a
+step, and only once free memory is strictly above the threshold.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 from hostsim.config import Reclaim
 from hostsim.jit import kernel, small
-from hostsim.state import HARD, HIGH, LOW, SOFT
+from hostsim.state import CLEAR, HARD, HIGH, LOW, SOFT
 from hostsim.units import GIB, slots
 
 _SLIDES = ((4 * GIB, 60), (8 * GIB, 40), (16 * GIB, 20))
@@ -19,14 +20,17 @@ _SLIDES = ((4 * GIB, 60), (8 * GIB, 40), (16 * GIB, 20))
 
 
 class Thresholds(NamedTuple):
-    """In slots: a level is entered below `down_*` and left upwards above `up_*`."""
+    """In slots: a level is entered below `down_*` and left upwards above `up_*`. A host without a
+    CLEAR state enters it and leaves it as the levels beside it, which passes it over."""
 
     goal: int
-    """Free memory that targets and paging aim for: just enough to be HIGH again."""
+    """Free memory that targets and paging aim for: just enough to be above SOFT again."""
+    down_clear: int
     down_soft: int
     down_hard: int
     down_low: int
     up_high: int
+    up_clear: int
     up_soft: int
     up_hard: int
 
@@ -41,33 +45,42 @@ def minfree_bytes(memory_bytes: int) -> int:
 
 
 def thresholds(config: Reclaim, memory_bytes: int, sample: int) -> Thresholds:
-    """Thresholds of a host. Reading (a) enters a level below the threshold of the one above."""
+    """Thresholds of a host. Reading (a) enters a level below the threshold of the one above.
+
+    With `clear` reading (b) is what ESXi 6 does: CLEAR is entered below 100 % of minFree and left
+    above 400 %.
+    """
     base = memory_bytes if config.minfree == "fixed" else minfree_bytes(memory_bytes)
-    high, soft, hard, low = (
+    clear_permille = config.high if config.clear is None else config.clear
+    high, clear, soft, hard, low = (
         slots(base * permille // 1000, sample)
-        for permille in (config.high, config.soft, config.hard, config.low)
+        for permille in (config.high, clear_permille, config.soft, config.hard, config.low)
     )
     margin_permille = config.margin
     if margin_permille is None:
         margin_permille = 5 if config.reading == "a" else 0
     margin = slots(memory_bytes * margin_permille // 1000, sample)
-    down = (high, soft, hard) if config.reading == "a" else (soft, hard, low)
-    return Thresholds(high + margin + 1, *down, high + margin, soft + margin, hard + margin)
+    if config.reading == "a":
+        down = (high, clear, soft, hard)
+    else:
+        down = (soft if config.clear is None else clear, soft, hard, low)
+    up = [threshold + margin for threshold in (high, clear, soft, hard)]
+    return Thresholds(clear + margin + 1, *down, *up)
 
 
 @kernel
 def next_level(
     level: int,
     free: int,
-    down: tuple[int, int, int],
-    up: tuple[int, int, int],
+    down: tuple[int, int, int, int],
+    up: tuple[int, int, int, int],
 ) -> int:
     """The level of the next step. `down[i]` enters level i + 1, `up[i]` leaves it for level i."""
     fallen = level
     while fallen < LOW and free < down[fallen]:
         fallen += 1
     if fallen == level and level > HIGH and free > up[level - 1]:
-        return level - 1
+        return HIGH if level == SOFT and up[CLEAR] == up[HIGH] else level - 1
     return fallen
 
 

@@ -19,7 +19,8 @@ HOST = np.dtype(
     + _fields(np.int64, "machine highmem overhead free highmem_free held held_highmem distinct")
     + _fields(np.int64, "hint_frames")
     # Thresholds in slots: enter a level below down_*, leave it upwards above up_*; goal: enough.
-    + _fields(np.int64, "goal down_soft down_hard down_low up_high up_soft up_hard level_free")
+    + _fields(np.int64, "goal down_clear down_soft down_hard down_low level_free")
+    + _fields(np.int64, "up_high up_clear up_soft up_hard")
     # Options, flattened from config once.
     + _fields(np.int64, "scan_rate_total scan_rate_vm scan_time_ms sharing")
     + _fields(np.int64, "balloon_poll_ms inflate_rate deflate_rate balloon_max_permille")
@@ -27,13 +28,17 @@ HOST = np.dtype(
     + _fields(np.float64, "tax_k")
     + _fields(np.int64, "swap_latency_ns swap_iops swap_cluster share_first map_clean")
     + _fields(np.int64, "skip_overwritten cpus cow_ns scan_ns copy_ns copy_threshold remap")
+    + _fields(np.int64, "compression compressed_max_permille decompress_ns")
+    # Slots of a large page, 0 where there are none; free memory from which on they are had.
+    + _fields(np.int64, "large_slots large_floor large_carry eager")
     # Carried remainders and budgets of the current step.
     + _fields(np.int64, "scan_carry swap_io_carry swap_io_left swap_cluster_left scanned_last_step")
     # Counters since the last measurement, in slots; CPU demand in permille of a core x ms.
     + _fields(np.int64, "zero_fills scanned shares_made stale_hints cow_breaks cow_reuses inflated")
     + _fields(np.int64, "deflated pops swap_outs swap_ins swap_drops swap_skips stale_reads remaps")
     + _fields(np.int64, "double_pagings shared_before_swap guest_page_ins guest_page_outs copies")
-    + _fields(np.int64, "guest_refusals stalled_touches minor_faults cpu_demand_ms transmits"),
+    + _fields(np.int64, "guest_refusals stalled_touches minor_faults cpu_demand_ms transmits")
+    + _fields(np.int64, "compressions decompressions cache_evictions large_breaks"),
     align=True,
 )
 """Scalars of a host. Rates are pages a second x 1000; intake: millionths of a slot a ms."""
@@ -44,6 +49,13 @@ VM = np.dtype(
     # Pages by state (slots); backed = BALLOONED pages that gave the host a frame or swap slot;
     # swap_space = size - reservation, or what was swapped when the reservation was raised.
     + _fields(np.int64, "untouched resident shared ballooned swapped backed swap_space")
+    # What COMPRESSED pages take, in quarters of a slot, and may take; those in the VM's cache for
+    # the longest and the shortest time, as 1 + PPN; permille of contents that go into a quarter,
+    # and into a half or less.
+    + _fields(np.int64, "compressed compressed_quarters compressed_max oldest newest")
+    + _fields(np.int64, "to_quarter to_half compressed_highmem")
+    # Regions that may be backed by large pages, those that are, and where their bits begin.
+    + _fields(np.int64, "regions large large_base large_carry")
     # RESIDENT pages, and slots of overhead, whose frames lie in high memory.
     + _fields(np.int64, "highmem overhead_highmem")
     # Policy: what the VM should have, what its balloon should hold.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hostsim import rng
+from hostsim import large, rng
 from hostsim.frames import set_kind
 from hostsim.jit import i64, kernel, small
 from hostsim.ranks import Kind, place_of
@@ -22,7 +22,7 @@ NEVER, FREE_ONLY, RANDOM = map(i64, range(3))
 LOOKS = 256
 """Random pages looked at for one that makes way, before a draw among all there are."""
 _RESIDENT = np.uint8(RESIDENT)
-PRIVATE_LOW: Kind = (np.uint8(STATE | KIND), _RESIDENT, _RESIDENT, _RESIDENT)
+PRIVATE_LOW: Kind = (np.uint8(STATE | KIND), _RESIDENT, _RESIDENT, _RESIDENT, _RESIDENT)
 """Pages that may make way: private ones, whose frame lies low."""
 
 
@@ -64,6 +64,7 @@ def count_copy(st: HostState, v: int, ppn: int) -> int:
 @kernel
 def move(st: HostState, v: int, ppn: int) -> None:
     """A page's frame moves to a free one of low memory. The caller saw that there is one."""
+    large.split(st, v, ppn)
     set_kind(st, v, ppn, 0)
     st.host[0].highmem_free += 1
     st.host[0].remaps += 1
@@ -74,6 +75,8 @@ def move(st: HostState, v: int, ppn: int) -> None:
 def exchange(st: HostState, v: int, ppn: int, victim: int) -> None:
     """A page's frame, which lies high, and that of `victim`, from `find_victim`, change places."""
     other_v, other_ppn = victim >> PPN_BITS, victim & ((1 << PPN_BITS) - 1)
+    large.split(st, v, ppn)
+    large.split(st, other_v, other_ppn)
     set_kind(st, v, ppn, 0)
     set_kind(st, other_v, other_ppn, KIND)
     st.host[0].remaps += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hostsim import fault, rng
+from hostsim import compress, fault, rng
 from hostsim.jit import i64, kernel, small
 from hostsim.program import ZIPF
 from hostsim.ranks import BLOCK, place_of, used_as
@@ -18,6 +18,7 @@ from hostsim.state import (
     ANON,
     BALLOONED,
     CACHE,
+    COMPRESSED,
     FREE,
     RESIDENT,
     SHARED,
@@ -40,8 +41,8 @@ _UNTOUCHED, _BALLOONED = np.uint8(UNTOUCHED), np.uint8(BALLOONED)
 
 @small
 def in_guest_memory(state: int) -> bool:
-    """Whether a page in use has its data in guest memory (the host may have swapped it)."""
-    return state == RESIDENT or state == SHARED or state == SWAPPED
+    """Whether a page in use has its data in guest memory (the host may have paged it out)."""
+    return state != UNTOUCHED and state != BALLOONED
 
 
 @small
@@ -171,6 +172,10 @@ def pin(st: HostState, v: int, ppn: int) -> int:
         set_state(st, slot, BALLOONED)
         vm.swapped -= 1
         vm.ballooned += 1
+    elif state == COMPRESSED:
+        freed = compress.take_out(st, v, ppn)
+        set_state(st, slot, BALLOONED)
+        vm.ballooned += 1
     else:
         set_state(st, slot, BALLOONED)
         vm.untouched -= 1
@@ -186,18 +191,20 @@ def pin(st: HostState, v: int, ppn: int) -> int:
 def write_out(st: HostState, v: int, ppn: int) -> int:
     """The guest writes a dirty page to its own disk. Returns the cost, or why it cannot.
 
-    When the host had swapped the page it must first read it back: double paging [P 3.1].
+    When the host had swapped the page it must first read it back: double paging [P 3.1]. One that
+    the host had compressed is decompressed first.
     """
     host = st.host[0]
     vm = st.vms[v]
     if vm.disk_io_left <= 0:
         return fault.NO_GUEST_IO
     cost = 0
-    if state_of(st, vm.base_slot + ppn) == SWAPPED:
+    state = state_of(st, vm.base_slot + ppn)
+    if state == SWAPPED or state == COMPRESSED:
         cost = fault.bring_in(st, v, ppn)
         if cost < 0:
             return cost
-        host.double_pagings += 1
+        host.double_pagings += i64(state == SWAPPED)
     vm.disk_io_left -= 1
     host.guest_page_outs += 1
     return cost

@@ -10,9 +10,8 @@ import numpy as np
 
 from hostsim.jit import i64, kernel, small
 
-TOUCH, SCAN, SWAP, ORDER, GUEST, SAMPLE, DEFLATE, TRANSMIT, REMAP, POOL, SLOTS, SPREAD = range(
-    1, 13
-)
+TOUCH, SCAN, SWAP, ORDER, GUEST, SAMPLE, DEFLATE, TRANSMIT = range(1, 9)
+REMAP, POOL, SLOTS, SPREAD, EASE, BREAK = range(9, 15)
 """Purposes: what a stream is for."""
 
 _WEYL = np.uint64(0x9E3779B97F4A7C15)

@@ -19,7 +19,7 @@ CAUSES = (
 )
 """Why a VM lost time (design section 5), in the order of every array of causes."""
 
-LEVELS = ("high", "soft", "hard", "low")
+LEVELS = ("high", "clear", "soft", "hard", "low")
 """Reclamation states [P 6.3], in the order of every array of levels."""
 
 HOST_ROW = np.dtype(
@@ -41,6 +41,10 @@ HOST_ROW = np.dtype(
         ("swapped_pages", np.int64),
         ("compressed_pages", np.int64),
         ("untouched_pages", np.int64),
+        # Frames that compressed pages take: neither consumed nor overhead.
+        ("compression_cache_pages", np.int64),
+        # Pages that are parts of large ones.
+        ("large_pages", np.int64),
         ("overhead_pages", np.int64),
         ("free_pages", np.int64),
         # Free frames without what a sampled zero page adds to them; kept for arriving VMs.
@@ -48,6 +52,7 @@ HOST_ROW = np.dtype(
         ("held_pages", np.int64),
         # Time in each reclamation state during the epoch, in milliseconds.
         ("high_ms", np.int64),
+        ("clear_ms", np.int64),
         ("soft_ms", np.int64),
         ("hard_ms", np.int64),
         ("low_ms", np.int64),
@@ -66,6 +71,12 @@ HOST_ROW = np.dtype(
         # Paged out without a write, and overwritten without having been read (config.Paging).
         ("swap_dropped_pages", np.int64),
         ("swap_skipped_pages", np.int64),
+        # Into VMs' compression caches, out of them by a touch, out of them to swap.
+        ("compressions", np.int64),
+        ("decompressions", np.int64),
+        ("cache_evictions", np.int64),
+        # Large pages broken into small ones.
+        ("large_breaks", np.int64),
         ("double_paging_pages", np.int64),
         ("stale_read_pages", np.int64),
         ("guest_paging_pages", np.int64),
@@ -104,6 +115,7 @@ VM_ROW = np.dtype(
         ("shared_pages", np.int64),
         ("ballooned_pages", np.int64),
         ("swapped_pages", np.int64),
+        ("compressed_pages", np.int64),
         ("untouched_pages", np.int64),
         ("guest_swapped_pages", np.int64),
     ]

@@ -5,19 +5,24 @@ since hinted pages are not write-protected) or a *shared frame* (no owner, copy-
 its pages). Scanning turns two equal private frames into one shared frame. A page owns at most one
 hint; the hint ends when the page is rescanned, shared, or leaves RESIDENT. A unique page's hint is
 one bit: nothing can ever match it. Nothing here allocates frames.
+
+A page that is part of a large one is hashed as others are, and not shared until memory is below the
+high boundary: then the large page is broken. In CLEAR and below sharing is driven: the scanner goes
+faster, and large pages are broken at random, see `breaking`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from hostsim import rng
+from hostsim import large, rng
 from hostsim.ahead import fetch_frame, fetch_page
 from hostsim.frames import disown, release_frame
 from hostsim.jit import i64, kernel, small
 from hostsim.state import (
     ACCESSED,
     AHEAD,
+    HIGH,
     HINT,
     INDEX,
     PPN_BITS,
@@ -176,17 +181,31 @@ def _to_shared(st: HostState, v: int, ppn: int) -> int:
 
 
 @small
+def _may_share(st: HostState, v: int, ppn: int) -> bool:
+    """Whether a page may be shared now. Below the high boundary its large page is broken for it."""
+    if st.host[0].large_slots == 0 or not large.is_large(st, v, ppn):
+        return True
+    if st.host[0].free >= st.host[0].large_floor:
+        return False
+    large.split(st, v, ppn)
+    return True
+
+
+@small
 def match(st: HostState, v: int, ppn: int, insert_hint: int) -> int:
     """Look up the content of a RESIDENT page and share it if an equal frame is indexed.
 
     A miss inserts a hint when `insert_hint` is 1 (scan) and not when it is 0 (share before swap).
-    The page must own no hint. Returns 1 when the page became SHARED: one frame is free again.
+    The page must own no hint. One that is part of a large page is not shared, and none is with it,
+    unless memory is short. Returns 1 when the page became SHARED: one frame is free again.
     """
     host = st.host[0]
     slot = st.vms[v].base_slot + ppn
     word = i64(st.content[slot])
     if word & UNIQUE == 0:
         if refs_of(st, word) > 0:
+            if not _may_share(st, v, ppn):
+                return 0
             release_frame(st, _to_shared(st, v, ppn))
             return 1
         hint = hint_on(st, word)
@@ -194,6 +213,10 @@ def match(st: HostState, v: int, ppn: int, insert_hint: int) -> int:
             other_v = hint >> PPN_BITS
             other_ppn = hint & ((1 << PPN_BITS) - 1)
             other = i64(st.content[st.vms[other_v].base_slot + other_ppn])
+            if other == word and not (
+                _may_share(st, v, ppn) and _may_share(st, other_v, other_ppn)
+            ):
+                return 0
             host.stale_hints += drop_hint(st, other_v, other_ppn)
             if other == word:
                 st.shared_kind[word] = _to_shared(st, other_v, other_ppn)
@@ -265,12 +288,16 @@ def scan(st: HostState, first: int) -> None:
     VMs are served in id order starting at position `first` of the order. One slot at most of what
     is not scanned, because the host's budget or frames were not found, waits for the next step: or
     short steps and large slots, whose budgets are one or none, would lose a part of the rate.
+
+    In CLEAR and below hosts that drive sharing do so at ShareRateMax, not in ShareScanTime: no
+    source says how fast.
     """
     host, unit = st.host[0], slot_unit(st)
     host.scan_carry += host.scan_rate_total * host.dt_ms
     left = host.scan_carry // unit
     host.scan_carry -= left * unit
     host.scanned_last_step = 0
+    is_driven = host.eager == 1 and host.level > HIGH
     n = count_vms(st)
     for i in range(n):
         v = st.order[(first + i) % n]
@@ -278,7 +305,7 @@ def scan(st: HostState, first: int) -> None:
         if vm.sharing == 0:
             continue
         rate = host.scan_rate_vm
-        if host.scan_time_ms > 0:
+        if host.scan_time_ms > 0 and not is_driven:
             rate = min(rate, vm.size_slots * unit // host.scan_time_ms)
         vm.scan_carry += rate * host.dt_ms
         budget = min(vm.scan_carry // unit, left)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,10 +18,11 @@ from hostsim import contents, invariants
 from hostsim.arrays import empty, stale_size, window_space
 from hostsim.composition import class_base, compose
 from hostsim.config import HostConfig
-from hostsim.contents import Key, Range, Ranges
+from hostsim.contents import Key, Range
 from hostsim.guest_config import GuestImage
 from hostsim.host import Host
 from hostsim.load import content_lengths, copy_counters, fill_vms, program_slots
+from hostsim.naming import VmRanges, local_names, named, ranges_of
 from hostsim.packing import (
     CONFIGURED,
     SPECIFIED,
@@ -46,7 +47,6 @@ from hostsim.state import (
     N_CLASSES,
     PPN_BITS,
     SHARED,
-    STALE,
     STATE,
     UNIQUE,
     Array,
@@ -57,67 +57,19 @@ from hostsim.units import HostId, VmId
 
 KIND = "host"
 WINDOW_SPACE = ("loud", "heard", "heard_at", "n_heard", "powers", "ahead")
-DERIVED = ("kinds", "ranks", "class_counts", "periods", "scratch", "active", *WINDOW_SPACE)
+DERIVED = (
+    *("easier", "kinds", "ranks", "class_counts", "periods", "scratch", "active"),
+    *WINDOW_SPACE,
+)
 """Arrays that follow from the rest, or hold nothing between two calls."""
 POSITIONS = (
-    *("base_slot", "program", "replay", "pattern"),
+    *("base_slot", "program", "replay", "pattern", "large_base"),
     *("zero", "image_base", "app_base", "dup_base"),
 )
 """Fields of a VM row that say where on this host something lies."""
 _PLACES_OF_POSITIONS = [(VM.names or ()).index(name) for name in POSITIONS]
 assert VM.itemsize == 8 * len(VM.names or ()), "each field of a VM row is 8 bytes"
 TICK_MS_MAX = 3_600_000
-RANGE_SHIFT = 28
-"""A content of a VM, host-independent: which of its four ranges << 28 | place in that range."""
-
-
-# Contents by name
-
-
-class VmRanges(NamedTuple):
-    """Where a VM's ranges lie on its host, in the order of `contents.keys_of`; (4,) int64 each."""
-
-    bases: Array
-    lengths: Array
-
-
-def ranges_of(host: Host, v: int) -> VmRanges:
-    """The ranges of the VM in row v."""
-    found = [host.ranges[key] for key in contents.keys_of(host.state.vms.view(VM, np.ndarray)[v])]
-    bases = np.array([one.base for one in found], np.int64)
-    return VmRanges(bases, np.array([one.length for one in found], np.int64))
-
-
-def to_local(words: Array, ranges: VmRanges) -> Array:
-    """Content words of a VM, (n,) int64, with host indexes named by range and place."""
-    index = words & INDEX
-    # By base, then length: an empty range lies where another one begins.
-    order = np.lexsort((ranges.lengths, ranges.bases))
-    which = order[np.searchsorted(ranges.bases[order], index, side="right") - 1]
-    named = (which << RANGE_SHIFT) | (index - ranges.bases[which])
-    return np.where(words & UNIQUE != 0, words, named | (words & STALE))
-
-
-def local_names(ranges: Ranges) -> Array:
-    """(n_contents,) int64: how `to_local` names each content of a host, in whichever VM."""
-    first = [(key.kind << RANGE_SHIFT) - at.base for key, at in ranges.items()]
-    lengths = [at.length for at in ranges.values()]
-    return np.repeat(np.array(first, np.int64), lengths) + np.arange(sum(lengths))
-
-
-def named(words: Array, names: Array) -> Array:
-    """As `to_local`, with the names of all contents of the host."""
-    common = names.take(words & INDEX, mode="clip") | (words & STALE)
-    return np.where(words & UNIQUE != 0, words, common)
-
-
-def to_host(words: Array, ranges: VmRanges) -> Array:
-    """The reverse of `to_local`. Raises ValueError for a place outside its range."""
-    which, place = (words & INDEX) >> RANGE_SHIFT, words & ((1 << RANGE_SHIFT) - 1)
-    is_common = words & UNIQUE == 0
-    if (is_common & (place >= ranges.lengths[which])).any():
-        raise ValueError("a content outside the VM's ranges")
-    return np.where(is_common, (ranges.bases[which] + place) | (words & STALE), words)
 
 
 # Digest
@@ -146,6 +98,8 @@ def digest(host: Host) -> str:
             st.sampled[v, : row["samples"]],
             st.lost[v],
             st.debts[v],
+            st.by_age[cut],
+            st.large[row["large_base"] : row["large_base"] + row["regions"]],
             programs[row["program"] : row["program"] + row["program_len"]],
             replay[row["replay"] : row["replay"] + row["replay_len"]],
         ):
@@ -245,7 +199,9 @@ def _state(packed: Mapping[str, Any], host: Host) -> HostState:
     }
     per_row = {"vms": (), "order": (), "lost": (8,), "debts": (8,), "class_base": (3, N_CLASSES)}
     shapes |= {name: (n_rows, *rest) for name, rest in per_row.items()}
-    shapes |= {"sampled": (n_rows, host.config.sampling.pages), "host": (1,), "level_ms": (4,)}
+    shapes |= {"sampled": (n_rows, host.config.sampling.pages), "host": (1,), "level_ms": (5,)}
+    n_aged = len(packed["page"]["data"]) if host.config.compression.enabled else 0
+    shapes |= {"by_age": (n_aged, 2)}
     shapes |= dict.fromkeys(("indexed", "shared_kind"), (n_contents,))
     shapes |= {"copied": (copy_counters(host.config, host.sample), 2)}
     shapes |= {"stale": (stale_size(n_contents),)}
@@ -262,7 +218,7 @@ def _state(packed: Mapping[str, Any], host: Host) -> HostState:
     sizes = arrays["vms"]["size_slots"]
     arrays |= {name: getattr(blank, name) for name in DERIVED if name not in arrays}
     arrays |= window_space(int(min(max(sizes.max(initial=0), 0), len(arrays["page"]))))
-    return HostState(**arrays)
+    return contents.with_ranks(HostState(**arrays), host.ranges)
 
 
 def _require_sound(host: Host) -> None:
@@ -284,6 +240,7 @@ def _require_sound(host: Host) -> None:
         ("base_slot", "size_slots", len(st.page)),
         ("program", "program_len", len(st.programs)),
         ("replay", "replay_len", len(st.replay)),
+        ("large_base", "regions", len(st.large)),
     ):
         by_start = rows[rows[length] > 0]  # a VM that replays nothing lies nowhere
         by_start = by_start[np.argsort(by_start[start], kind="stable")]
@@ -329,6 +286,8 @@ def _require_sound_vm(host: Host, v: int) -> None:
         "replay": _is_replay(spec, st.replay[row.replay : row.replay + row.replay_len]),
         "pattern": host.images.index(spec.image) == row.pattern,
         "classes": np.array_equal(st.class_base[v], class_base(layout, kernel, footprint)),
+        "ages": bool((st.by_age[row.base_slot : row.base_slot + n] <= n).all())
+        and 0 <= min(row.oldest, row.newest) <= max(row.oldest, row.newest) <= n,
         "samples": 0 <= row.samples <= st.sampled.shape[1],
     }
     wrong = [name for name, holds in in_range.items() if not holds]

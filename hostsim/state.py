@@ -30,9 +30,9 @@ from hostsim.program import ROW
 from hostsim.records import HOST, VM
 from hostsim.replay import EVENT
 
-UNTOUCHED, RESIDENT, SHARED, BALLOONED, SWAPPED = map(i64, range(5))
+UNTOUCHED, RESIDENT, SHARED, BALLOONED, SWAPPED, COMPRESSED = map(i64, range(6))
 """Exclusive states of a page (design section 4)."""
-STATES = ("untouched", "resident", "shared", "ballooned", "swapped")
+STATES = ("untouched", "resident", "shared", "ballooned", "swapped", "compressed")
 STATE, HINT, KIND, ACCESSED = map(i64, (0x07, 0x08, 0x10, 0x20))
 USE_SHIFT = i64(6)
 FREE, CACHE, ANON, KERNEL = map(i64, range(4))
@@ -42,8 +42,8 @@ UNIQUE = i64(1 << 31)
 STALE = i64(1 << 30)
 INDEX = STALE - 1
 
-HIGH, SOFT, HARD, LOW = map(i64, range(4))
-"""Reclamation states [P 6.3]."""
+HIGH, CLEAR, SOFT, HARD, LOW = map(i64, range(5))
+"""Reclamation states [P 6.3]; CLEAR came with ESXi 6, other hosts are never in it."""
 
 DRIVER_ABSENT, DRIVER_PRESENT = map(i64, range(2))
 
@@ -71,7 +71,7 @@ class HostState:
     """The arrays of one host.
 
     host        (1,) HOST          scalars
-    level_ms    (4,) int64         time in each level since the last measurement
+    level_ms    (5,) int64         time in each level since the last measurement
     vms         (n_rows,) VM       a row per VM; free rows have vm -1
     order       (n_rows,) int64    rows of powered-on VMs by ascending VM id, then -1
     lost        (n_rows, 8) int64  ns lost, by cause
@@ -83,6 +83,12 @@ class HostState:
     shared_kind (n_contents,) uint8  KIND exactly when a shared frame holds it in high memory, or 0
     stale       (n_stale,) uint32  open addressing, by page: 1 + each content whose hinting page was
                                    rewritten since, or 0
+    large       (n_regions or 0,) uint8  1 exactly where a region of a VM is backed by a large page:
+                                   empty on a host that has none
+    easier      (n_contents or 0,) uint16  permille of contents that compress better than this one
+    by_age      (n_slots or 0, 2) uint32  of a COMPRESSED page the next older and the next newer one
+                                   in its VM's cache, as 1 + PPN, or 0. Both arrays are empty
+                                   exactly where the host does not compress
     copied      (n_counters, 2) int64  a page as vm << 40 | ppn, or -1; how often it was copied
     sampled     (n_rows, n_samples) int64  PPNs of the running sampling period
     kinds       (n_images, 3, PATTERN) int64  guest use * 8 + content class of a pattern's slots
@@ -113,6 +119,9 @@ class HostState:
     indexed: Array
     shared_kind: Array
     stale: Array
+    large: Array
+    easier: Array
+    by_age: Array
     copied: Array
     sampled: Array
     kinds: Array
@@ -180,6 +189,9 @@ ARRAYS: dict[str, tuple[np.dtype[Any], int]] = {
     "indexed": (INT, 1),
     "shared_kind": (np.dtype(np.uint8), 1),
     "stale": (np.dtype(np.uint32), 1),
+    "large": (np.dtype(np.uint8), 1),
+    "easier": (np.dtype(np.uint16), 1),
+    "by_age": (np.dtype(np.uint32), 2),
     "copied": (INT, 2),
     "sampled": (INT, 2),
     "kinds": (INT, 3),
@@ -266,8 +278,20 @@ def set_use(st: HostState, slot: int, use: int) -> None:
 
 @small
 def alloc_of(st: HostState, v: int) -> int:
-    """RESIDENT + SHARED pages of a VM: what targets bound."""
+    """RESIDENT + SHARED pages of a VM."""
     return st.vms[v].resident + st.vms[v].shared
+
+
+@small
+def compressed_frames(st: HostState, v: int) -> int:
+    """Frames that a VM's COMPRESSED pages take."""
+    return (st.vms[v].compressed_quarters + 3) // 4
+
+
+@small
+def held_of(st: HostState, v: int) -> int:
+    """What targets bound: pages in memory, and frames of compressed ones, which count as theirs."""
+    return alloc_of(st, v) + compressed_frames(st, v)
 
 
 @small

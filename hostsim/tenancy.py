@@ -85,6 +85,7 @@ def let_in(
         ("base_slot", sizes, len(st.page)),
         ("program", rows["program_len"], len(st.programs)),
         ("replay", rows["replay_len"], len(st.replay)),
+        ("large_base", rows["regions"], len(st.large)),
     ):
         rows[name] = n_before + np.cumsum(lengths) - lengths
     rows["replay"][rows["replay_len"] == 0] = 0
@@ -94,8 +95,11 @@ def let_in(
     for v, layout, (kernel, footprint) in zip(free.tolist(), layouts, extents, strict=True):
         st.class_base[v] = class_base(layout, kernel, footprint)
     more = int(sizes.sum())
+    more_aged = more if st.host[0].compression == 1 else 0
     return replace(
         st,
+        large=np.concatenate([st.large, np.zeros(int(rows["regions"].sum()), np.uint8)]),
+        by_age=np.concatenate([st.by_age, np.zeros((more_aged, 2), np.uint32)]),
         page=np.concatenate([st.page, np.zeros(more, np.uint8)]),
         content=np.concatenate([st.content, np.zeros(more, np.uint32)]),
         programs=joined([st.programs, program_slots(joined([s.program for s in specs]), sample)]),
@@ -116,16 +120,19 @@ def joined(parts: Sequence[Array]) -> Array:
 def let_out(st: HostState, v: int) -> HostState:
     """The arrays without a VM, which has given back its frames."""
     row = st.vms[v]
+    of_slots = ("page", "content", *("by_age",) * len(st.by_age[:1]))
     cuts = {
-        ("page", "content"): ("base_slot", int(row.base_slot), int(row.size_slots)),
+        of_slots: ("base_slot", int(row.base_slot), int(row.size_slots)),
         ("programs",): ("program", int(row.program), int(row.program_len)),
         ("replay",): ("replay", int(row.replay), int(row.replay_len)),
+        ("large",): ("large_base", int(row.large_base), int(row.regions)),
     }
     st.vms[v] = np.zeros(1, VM)[0]
     st.vms["vm"][v] = -1
     st.lost[v] = st.debts[v] = 0
     left: dict[str, Any] = {}
     for names, (place, first, n) in cuts.items():
-        left |= {name: np.delete(getattr(st, name), np.s_[first : first + n]) for name in names}
+        cut = np.s_[first : first + n]
+        left |= {name: np.delete(getattr(st, name), cut, axis=0) for name in names}
         st.vms[place][st.vms[place] > first] -= n
     return replace(st, **left)

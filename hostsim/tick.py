@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hostsim import allocate, balloon, pace, reclaim, rng, sample, share, swap, workload
+from hostsim import allocate, balloon, breaking, pace, reclaim, rng, sample, share, swap, workload
 from hostsim.frames import take_frames
 from hostsim.jit import i64, kernel, small
 from hostsim.state import (
@@ -14,9 +14,11 @@ from hostsim.state import (
     SOFT,
     HostState,
     alloc_of,
+    compressed_frames,
     count_vms,
     due,
     entitled,
+    held_of,
     slot_unit,
 )
 
@@ -47,6 +49,8 @@ def step(st: HostState) -> None:
     run_guests(st, first)
     if host.sharing == 1:
         share.scan(st, first)
+        if host.level > HIGH and host.large_slots > 0:
+            breaking.break_large_pages(st, first)
     sample.run(st)
     host.tick = key_of(host.now_ms, host.tick_ms)
 
@@ -109,8 +113,8 @@ def update_level(st: HostState) -> bool:
     """The reclamation state of this step; True when it changed."""
     host = st.host[0]
     before = host.level
-    down = (host.down_soft, host.down_hard, host.down_low)
-    up = (host.up_high, host.up_soft, host.up_hard)
+    down = (host.down_clear, host.down_soft, host.down_hard, host.down_low)
+    up = (host.up_high, host.up_clear, host.up_soft, host.up_hard)
     host.level = reclaim.next_level(before, host.free, down, up)
     host.level_free = host.free
     st.level_ms[host.level] += host.dt_ms
@@ -142,12 +146,12 @@ def retarget(st: HostState) -> None:
         vm = st.vms[v]
         alloc = alloc_of(st, v)
         active[i] = sample.active_fraction(st, v) * alloc
-        touched[i] = alloc + vm.backed + vm.swapped
+        touched[i] = alloc + vm.backed + vm.swapped + vm.compressed
         grown = max(touched[i] - vm.touched_before, 0)
         vm.touched_before = touched[i]
         by_touch = host.claim_touched == 1
         claim[i] = allocate.claim_of(vm.limit, touched[i], grown, vm.size_slots, by_touch)
-        floor = vm.reservation if vm.shares == 0 else min(vm.reservation, alloc)
+        floor = vm.reservation if vm.shares == 0 else min(vm.reservation, held_of(st, v))
         shares[i], low[i] = vm.shares, min(floor, claim[i])
         if vm.shares == 0:
             claim[i] = low[i]
@@ -166,20 +170,19 @@ def aim_balloon(st: HostState, v: int, touched: int, active: float) -> None:
     """Set one VM's balloon target.
 
     With `configured` claims it follows the target. With `touched` claims a VM within its target
-    keeps its untouched memory, and sampling noise alone moves no balloon while memory is HIGH.
+    keeps its untouched memory, and sampling noise alone moves no balloon above SOFT.
     """
     host = st.host[0]
     vm = st.vms[v]
-    wanted = allocate.balloon_target(
-        vm.size_slots, vm.target, vm.reservation, vm.swapped, vm.balloon_max
-    )
+    out = vm.swapped + vm.compressed - compressed_frames(st, v)
+    wanted = allocate.balloon_target(vm.size_slots, vm.target, vm.reservation, out, vm.balloon_max)
     if host.claim_touched == 1:
         alloc = alloc_of(st, v)
         sigmas = host.deadband_sigmas
         band = allocate.deadband(alloc, active, host.tax_k, host.sample_pages, sigmas)
         if entitled(st, v) >= touched:
             wanted = 0
-        elif host.level == HIGH and abs(wanted - vm.balloon_target) <= band:
+        elif host.level < SOFT and abs(wanted - vm.balloon_target) <= band:
             wanted = vm.balloon_target
     vm.balloon_target = wanted
 
@@ -196,7 +199,7 @@ def page_out(st: HostState) -> None:
         v = st.order[i]
         excess[i] = 0
         if reclaim.may_page(host.level, balloon.can_balloon(st, v)):
-            excess[i] = max(alloc_of(st, v) - entitled(st, v), 0)
+            excess[i] = max(held_of(st, v) - entitled(st, v), 0)
             if host.level >= HARD:
                 excess[i] = max(excess[i] - st.vms[v].gave, 0)
     while host.free < host.goal and swap.can_write(st):
@@ -218,7 +221,7 @@ def block(st: HostState) -> None:
     for i in range(count_vms(st)):
         v = st.order[i]
         vm = st.vms[v]
-        above = blocks and alloc_of(st, v) > entitled(st, v)
+        above = blocks and held_of(st, v) > entitled(st, v)
         vm.blocked = 1 if above or vm.overhead_due > 0 else 0
 
 

@@ -1,8 +1,8 @@
 """A host that starves, for tests of what must survive anything: saving, moving, damage, a step.
 
-Everything at once: sharing, balloons, paging by host and guests, stalls, all page states, hints
-that went stale, frames of both kinds and pages that change places. `starved` is one such host as
-bytes; `snapshot.load(starved())` gives a new one.
+Everything at once: sharing, balloons, paging by host and guests, compression, stalls, all page
+states, hints that went stale, frames of both kinds and pages that change places. `starved` is one
+such host as bytes; `snapshot.load(starved())` gives a new one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def crowded_host(
     slow = {"inflate": scenes.amount(4, 1)}
     fast = {"scan_pages_per_s_vm": 50, "scan_pages_per_s_total": 150}
     io = {"low_memory": scenes.amount(LOW, 1), "copy_threshold": 1, "remap": "random"}
-    merged = {"balloon": slow, "sharing": fast, "io": io} | options
+    small = {"enabled": True, "maximum": 20}
+    merged = {"balloon": slow, "sharing": fast, "io": io, "compression": small} | options
     made = Host(HostId(host), scenes.host(1, frames, **merged), seed, 1, SECOND)
     power_on(made, *(crowded_spec(vm) for vm in vms))
     return made

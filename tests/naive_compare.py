@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import naive_compress as compress
+import naive_large as large
 import numpy as np
 from naive_host import active_fraction, limits
 from naive_index import TRUNCATED, HintFrame
 from naive_machine import ELSEWHERE, ZERO_PAGE, Content
 from naive_pages import content_hash
-from naive_policy import slots
+from naive_policy import HARD, LOW, SOFT, slots
 from naive_state import Annotation, Copied, Esx, Use, Vm
 
 from hostsim import contents, sample
@@ -65,6 +67,10 @@ EVENTS = [
     "transmits",
     "copies",
     "remaps",
+    "compressions",
+    "decompressions",
+    "cache_evictions",
+    "large_breaks",
 ]
 """Counters of a host since the last measurement."""
 
@@ -98,12 +104,15 @@ def host_numbers(esx: Esx) -> dict[str, int]:
         "level_free": esx.level_free,
         "rebalance": int(esx.rebalance),
         "goal": top.goal,
-        "down_soft": top.down[0],
-        "down_hard": top.down[1],
-        "down_low": top.down[2],
-        "up_high": top.up[0],
-        "up_soft": top.up[1],
-        "up_hard": top.up[2],
+        "down_soft": top.down[SOFT],
+        "down_hard": top.down[HARD],
+        "down_low": top.down[LOW],
+        "up_high": top.up[top.order[1]],
+        "up_clear": top.up[SOFT],
+        "up_soft": top.up[HARD],
+        "up_hard": top.up[LOW],
+        "large_slots": large.slots_of_one(esx),
+        "large_carry": int(esx.breaking.owed * MILLIONTHS * esx.sample * large.slots_of_one(esx)),
         "scanned_last_step": esx.scanned_last_step,
         "scan_carry": int(esx.scan.owed * MILLIONTHS * esx.sample),
         "swap_io_left": esx.swap_io_left,
@@ -128,6 +137,14 @@ def vm_numbers(esx: Esx, vm: Vm) -> dict[str, int]:
         "shared": len(vm.pages("shared")),
         "ballooned": vm.count(Annotation.BALLOONED),
         "swapped": len(vm.swap),
+        "large": len(vm.large),
+        "large_carry": int(vm.breaking.owed * MILLIONTHS * esx.sample * large.slots_of_one(esx)),
+        "compressed": len(vm.compressed),
+        "compressed_quarters": compress.taken(esx, vm),
+        "compressed_max": compress.most(esx, vm),
+        "compressed_highmem": sum(map(esx.machine.is_high, vm.cache_frames)),
+        "oldest": 1 + next(iter(vm.compressed), -1),
+        "newest": 1 + next(reversed(vm.compressed), -1),
         "backed": len(vm.backed),
         "target": vm.target,
         "balloon_target": vm.balloon_target,
@@ -215,13 +232,17 @@ def content_of(host: Host, keys: tuple[Key, ...], pool: int, word: int) -> Conte
 def differences(host: Host, esx: Esx, identity: Identity) -> list[Difference]:
     """All disagreements; empty when the hosts agree."""
     found = [d for d in _numbers("host", host.state.host[0], host_numbers(esx))]
-    for level in range(4):
+    for level in range(5):
         found += _unequal(f"ms at level {level}", host.state.level_ms[level], esx.level_ms[level])
     found += _unequal("VMs", host.vm_ids(), sorted(esx.vms))
     found += _unequal("copies", _copied(host), esx.copied)
     unique: dict[tuple[int, int], tuple[int, Content]] = {}
     for vm in esx.on():
         v = int((host.state.vms["vm"] == vm.spec.vm).argmax())
+        row = host.state.vms[v]
+        bits = host.state.large[row.large_base : row.large_base + row.regions]
+        regions = set(np.flatnonzero(bits).tolist())
+        found += _unequal(f"large pages of VM {vm.spec.vm}", regions, vm.large)
         found += _vm_differences(host, esx, vm, v)
         found += _pages_differences(host, esx, vm, v, unique)
     return found + identity.differences(unique)
@@ -285,7 +306,7 @@ def guest_reads(esx: Esx, vm: Vm, ppn: int) -> Content | None:
     """What the guest finds in a page, in memory or on a disk; None: it has nothing there."""
     if ppn in vm.guest.away:
         return vm.guest.home[ppn]
-    if vm.frame(ppn) is not None or vm.state(ppn) == "swapped":
+    if vm.frame(ppn) is not None or vm.state(ppn) in ("swapped", "compressed"):
         return esx.read(vm, ppn)
     return None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import suppress
 
+import naive_compress as compress
 import naive_pages as pages
 from naive_machine import ZERO_PAGE, Content, Draws, NoGuestIo, NoGuestMemory, Stall
 from naive_state import Annotation, Esx, Guest, Use, Vm
@@ -182,6 +183,8 @@ def pin(esx: Esx, vm: Vm, ppn: int) -> None:
         vm.backed.add(ppn)
     if vm.frame(ppn) is not None:
         vm.gave += pages.leave_memory(esx, vm, ppn)
+    if ppn in vm.compressed:
+        vm.gave += compress.take_out(esx, vm, ppn)[1]
     if ppn in vm.swap:
         pages.forget_swapped(vm, ppn)
     vm.pmap[ppn] = Annotation.BALLOONED
@@ -237,6 +240,8 @@ def write_out(esx: Esx, vm: Vm, ppn: int) -> int:
     if vm.pmap[ppn] is Annotation.SWAPPED:
         cost = pages.bring_in(esx, vm, ppn)
         esx.events["double_pagings"] += 1
+    elif vm.pmap[ppn] is Annotation.COMPRESSED:
+        cost = pages.bring_in(esx, vm, ppn)
     guest.disk_io_left -= 1
     esx.events["guest_page_outs"] += 1
     return cost

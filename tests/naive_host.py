@@ -12,6 +12,7 @@ from fractions import Fraction
 
 import naive_closed_form as closed_form
 import naive_guest as guests
+import naive_large as large
 import naive_pace
 import naive_pages as pages
 import naive_policy as policy
@@ -37,11 +38,13 @@ def step(esx: Esx) -> None:
     if esx.level >= SOFT:
         page_out(esx)
     for vm in esx.on():
-        above = esx.level == LOW and vm.alloc() > vm.entitled()
+        above = esx.level == LOW and vm.held() > vm.entitled()
         vm.blocked = above or vm.overhead_due > 0
     run_guests(esx)
     if esx.config.sharing.enabled:
         scan(esx)
+        if esx.level > policy.HIGH and esx.config.large_pages:
+            break_large_pages(esx)
     sample(esx)
     whole, rest_ms = divmod(esx.now_ms, esx.tick_ms)
     esx.tick = whole + rest_ms * 2**40
@@ -92,11 +95,11 @@ def retarget(esx: Esx) -> None:
     claims, touched, active = [], [], []
     for vm in esx.on():
         alloc = vm.alloc()
-        touched.append(alloc + len(vm.backed) + len(vm.swap))
+        touched.append(alloc + len(vm.backed) + len(vm.swap) + len(vm.compressed))
         active.append(active_fraction(vm) * alloc)
         cap = policy.claimed_slots(config, vm.limit, vm.size, touched[-1], vm.touched_before)
         vm.touched_before = touched[-1]
-        floor = vm.reservation if vm.shares == 0 else min(vm.reservation, alloc)
+        floor = vm.reservation if vm.shares == 0 else min(vm.reservation, vm.held())
         cap = min(floor, cap) if vm.shares == 0 else cap
         claims.append(policy.Claim(vm.shares, active[-1], min(floor, cap), cap))
     overheads = len(esx.held)
@@ -113,13 +116,14 @@ def retarget(esx: Esx) -> None:
 
 def balloon_target(esx: Esx, vm: Vm, touched: int, active: Fraction) -> int:
     """The balloon holds what the target leaves of the VM's size, never the reservation."""
-    wanted = max(vm.size - max(vm.target, vm.reservation) - len(vm.swap), 0)
+    out = len(vm.swap) + len(vm.compressed) - len(vm.cache_frames)
+    wanted = max(vm.size - max(vm.target, vm.reservation) - out, 0)
     wanted = min(wanted, vm.balloon_max)
     if esx.config.allocation.claim == "touched":
         if vm.entitled() >= touched:
             return 0
         change = wanted - vm.balloon_target
-        if esx.level == policy.HIGH and policy.within_noise(esx.config, vm.alloc(), active, change):
+        if esx.level < SOFT and policy.within_noise(esx.config, vm.alloc(), active, change):
             return vm.balloon_target
     return wanted
 
@@ -155,7 +159,7 @@ def page_out(esx: Esx) -> None:
     goal = limits(esx).goal
     excess = {}
     for vm in esx.on():
-        above = max(vm.alloc() - vm.entitled(), 0)
+        above = max(vm.held() - vm.entitled(), 0)
         if esx.level >= HARD:
             excess[vm.spec.vm] = max(above - vm.gave, 0)
         elif not vm.can_balloon():
@@ -198,7 +202,8 @@ def scan(esx: Esx) -> None:
         if not vm.sharing:
             continue
         milli = sharing.scan_pages_per_s_vm * 1000
-        if sharing.scan_time:
+        is_driven = esx.config.large_pages or esx.config.reclaim.clear is not None
+        if sharing.scan_time and not (is_driven and esx.level > policy.HIGH):
             milli = min(milli, vm.size * esx.sample * 1_000_000 // sharing.scan_time)
         due = vm.scan.due(Fraction(milli * esx.dt_ms, 1_000_000 * esx.sample))
         draws = esx.draws(rng.SCAN, vm.spec.vm, esx.tick)
@@ -206,6 +211,22 @@ def scan(esx: Esx) -> None:
         left -= done
         esx.scanned_last_step += done
         vm.scan.owed += min(due - done, 1)
+
+
+def break_large_pages(esx: Esx) -> None:
+    """Random large pages, at the scanner's highest rates, whatever time it has for all memory."""
+    sharing, size = esx.config.sharing, large.slots_of_one(esx)
+    left = esx.breaking.due(per_step(esx, sharing.scan_pages_per_s_total) / size)
+    for vm in esx.rotated():
+        if not vm.sharing:
+            continue
+        due = vm.breaking.due(per_step(esx, sharing.scan_pages_per_s_vm) / size)
+        draws = esx.draws(rng.BREAK, vm.spec.vm, esx.tick)
+        for draw in range(min(due, left, len(vm.large))):
+            which = sorted(vm.large)[draws.below(draw, len(vm.large))]
+            pages.break_large(esx, vm, which * size)
+            left -= 1
+            esx.scanned_last_step += size
 
 
 # Sampling of idle memory [P 5.3]

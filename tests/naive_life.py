@@ -180,10 +180,11 @@ def power_on(esx: Esx, spec: VmSpec) -> None:
 
 def power_off(esx: Esx, vm_id: int) -> None:
     vm = esx.vms[vm_id]
+    vm.large.clear()  # which is no break
     for ppn in range(vm.size):
         if vm.frame(ppn) is not None:
             pages.leave_memory(esx, vm, ppn)
-    for mpn in vm.overhead:
+    for mpn in vm.overhead + vm.cache_frames:
         esx.machine.release(mpn)
     del esx.vms[vm_id]
     esx.rebalance = True

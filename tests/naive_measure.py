@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
+import naive_large as large
 from naive_compare import TOLERANCE, Difference
 from naive_host import active_fraction
 from naive_lost import CAUSES
@@ -20,7 +21,7 @@ from naive_state import Esx, Vm
 Row = dict[str, Any]
 """A row by column."""
 
-LEVELS = ["high", "soft", "hard", "low"]
+LEVELS = ["high", "clear", "soft", "hard", "low"]
 ESTIMATES = ("active_pages", "active_slow_pages", "active_fast_pages")
 EVENTS = {
     "zero_fills": "zero_fills",
@@ -40,6 +41,9 @@ EVENTS = {
     "transmitted_pages": "transmits",
     "copied_pages": "copies",
     "remapped_pages": "remaps",
+    "compressions": "compressions",
+    "decompressions": "decompressions",
+    "cache_evictions": "cache_evictions",
 }
 
 
@@ -84,6 +88,7 @@ def vm_row(esx: Esx, vm: Vm) -> Row:
         "shared_pages": shared * k,
         "ballooned_pages": len(vm.pages("ballooned")) * k,
         "swapped_pages": len(vm.pages("swapped")) * k,
+        "compressed_pages": len(vm.compressed) * k,
         "untouched_pages": len(vm.pages("untouched")) * k,
         "guest_swapped_pages": vm.guest_swapped() * k,
     }
@@ -106,7 +111,7 @@ def host_row(esx: Esx) -> Row:
         "consumed_pages": (resident + len(shared_frames)) * k - unreal,
         "shared_saved_pages": esx.shared_saved() * k + unreal,
         "zero_saved_pages": sum(esx.index.references(f.mpn) * k - 1 for f in zero_pages),
-        "compressed_pages": 0,
+        "compression_cache_pages": sum(len(vm.cache_frames) for vm in vms) * k,
         "overhead_pages": sum(len(vm.overhead) for vm in vms) * k,
         "free_pages": esx.free * k + unreal,
         "spare_pages": esx.free * k,
@@ -115,8 +120,10 @@ def host_row(esx: Esx) -> Row:
         "minor_faults": esx.events["minor_faults"],
         "guest_paging_pages": (esx.events["guest_page_ins"] + esx.events["guest_page_outs"]) * k,
     }
-    for state in ("shared", "ballooned", "swapped", "untouched"):
+    for state in ("shared", "ballooned", "swapped", "compressed", "untouched"):
         row[f"{state}_pages"] = sum(len(vm.pages(state)) for vm in vms) * k
+    row["large_pages"] = sum(len(vm.large) for vm in vms) * large.slots_of_one(esx) * k
+    row["large_breaks"] = esx.events["large_breaks"] * large.slots_of_one(esx) * k // 512
     for column, event in EVENTS.items():
         row[column] = esx.events[event] * k
     for level, name in enumerate(LEVELS):

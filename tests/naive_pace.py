@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from naive_policy import HARD, HIGH, LOW, SOFT, levels
+from naive_policy import SOFT, levels
 from naive_state import Annotation, Esx, Vm
 from naive_workload import MS, row_at, time_in_program
 
@@ -23,7 +23,7 @@ def pace_ms(esx: Esx) -> int:
         if until > 0:
             bounds.append(max(until, PAGING_MS))
     rate = max(planned_rate(esx), esx.intake)
-    if esx.level != HIGH and not esx.by_law:
+    if esx.level >= SOFT and not esx.by_law:
         bounds.append(PAGING_MS)
     if esx.level == SOFT and esx.by_law and rate < 1000:  # of a millionth in a ms: a slot a second
         bounds.append(max(relief_ms(esx), PAGING_MS))
@@ -39,7 +39,7 @@ def exposure_ms(esx: Esx) -> int:
 
 
 def goes_long(esx: Esx) -> bool:
-    return esx.level in (HIGH, SOFT) and esx.tick_ms >= 2 * esx.config.sampling.period
+    return esx.level <= SOFT and esx.tick_ms >= 2 * esx.config.sampling.period
 
 
 def is_alike(esx: Esx, vm: Vm) -> bool:
@@ -86,7 +86,7 @@ def relief_ms(esx: Esx) -> int:
         if vm.has_driver and vm.guest.booted and vm.balloon_target > vm.count(Annotation.BALLOONED):
             rate += esx.config.balloon.inflate * 1000 // PAGE_SIZE
     swap = esx.config.swap
-    if any(not vm.can_balloon() and vm.alloc() > vm.entitled() for vm in esx.on()):
+    if any(not vm.can_balloon() and vm.held() > vm.entitled() for vm in esx.on()):
         rate += swap.iops * swap.write_cluster * 1000
     missing = levels(esx.config.reclaim, esx.config.memory, esx.sample).goal - esx.free
     return ms_for(esx, max(missing, 1), rate)
@@ -121,6 +121,7 @@ def planned_rate(esx: Esx) -> int:
 
 def room(esx: Esx) -> int:
     """Frames until memory is below the threshold of the next level down."""
-    soft, hard, low = levels(esx.config.reclaim, esx.config.memory, esx.sample).down
-    below = {HIGH: soft, SOFT: hard, HARD: low, LOW: 0}[esx.level]
+    limits = levels(esx.config.reclaim, esx.config.memory, esx.sample)
+    lower = [level for level in limits.order if level > esx.level]
+    below = limits.down[lower[0]] if lower else 0
     return max(esx.free - below + 1, 0)

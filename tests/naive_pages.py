@@ -6,6 +6,8 @@ content index. A touch that cannot be served raises the reason why (`Stall`).
 
 from __future__ import annotations
 
+import naive_compress as compress
+import naive_large as large
 import naive_remap as remap
 from naive_index import TRUNCATED, HintFrame, SharedFrame
 from naive_machine import ZERO_PAGE, Content, Draws, NoFrame, NoGuestIo, NoIo
@@ -55,6 +57,8 @@ def share(esx: Esx, vm: Vm, ppn: int, insert_hint: bool) -> bool:
         if isinstance(record, SharedFrame):
             if esx.machine.frames[record.mpn] != candidate:
                 return False
+            if not large.may_share(esx, (vm, ppn)):
+                return False
             become_reference(esx, vm, ppn, record.mpn)
             esx.index.change_references(record.mpn, +1)
             return True
@@ -63,6 +67,8 @@ def share(esx: Esx, vm: Vm, ppn: int, insert_hint: bool) -> bool:
             esx.events["stale_hints"] += 1
             continue
         if esx.machine.frames[record.mpn] != candidate:
+            return False
+        if not large.may_share(esx, (vm, ppn), (esx.vms[record.vm], record.ppn)):
             return False
         hinted = esx.vms[record.vm].frame(record.ppn)
         assert hinted is not None and hinted.mpn == record.mpn and not hinted.cow
@@ -96,6 +102,14 @@ def scan_vm(esx: Esx, vm: Vm, budget: int, draws: Draws) -> int:
     return scanned
 
 
+def break_large(esx: Esx, vm: Vm, ppn: int) -> None:
+    """Small pages are shared first: all parts of the large page become candidates."""
+    parts = large.region(esx, vm, ppn)
+    large.split(esx, vm, ppn)
+    for part in parts:
+        scan_page(esx, vm, part)
+
+
 # Leaving and entering machine memory
 
 
@@ -107,6 +121,7 @@ def leave_memory(esx: Esx, vm: Vm, ppn: int) -> int:
     remap.forget(esx, vm, ppn)
     vm.mapped.discard(ppn)
     if not entry.cow:
+        large.split(esx, vm, ppn)
         drop_hint(esx, entry.mpn)
     elif esx.index.change_references(entry.mpn, -1) > 0:
         return 0
@@ -124,7 +139,7 @@ def pop(vm: Vm, ppn: int) -> None:
 
 def require_frame(esx: Esx, vm: Vm) -> None:
     """In LOW no VM grows beyond what it is entitled to."""
-    if esx.free == 0 or (esx.level == LOW and vm.alloc() >= vm.entitled()):
+    if esx.free == 0 or (esx.level == LOW and vm.held() >= vm.entitled()):
         raise NoFrame
 
 
@@ -135,9 +150,17 @@ def bring_in(esx: Esx, vm: Vm, ppn: int) -> int:
     require_frame(esx, vm)
     if vm.pmap.get(ppn) is Annotation.SWAPPED:
         return swap_in(esx, vm, ppn)
+    if vm.pmap.get(ppn) is Annotation.COMPRESSED:
+        content, _ = compress.take_out(esx, vm, ppn)
+        vm.pmap[ppn] = Backed(esx.machine.take(content, vm.salt))
+        esx.events["decompressions"] += 1
+        vm.cause = "decompress"
+        return esx.config.costs.decompress
     if vm.pmap.get(ppn) is Annotation.BALLOONED:
         pop(vm, ppn)
         esx.events["pops"] += 1
+    if large.back(esx, vm, ppn):
+        return 0
     vm.pmap[ppn] = Backed(esx.machine.take(ZERO_PAGE, vm.salt))
     esx.events["zero_fills"] += 1
     return 0
@@ -237,22 +260,55 @@ def find_victim(esx: Esx, vm: Vm, draws: Draws, draw: int) -> int | None:
 def page_out(esx: Esx, vm: Vm, ppn: int) -> None:
     """Share before swap: only a page that no equal frame is known of leaves. A clean copy of a
     block of the guest's disk need not be written, where hosts know of them."""
+    tries = esx.config.paging.share_first and vm.sharing
+    if tries and large.is_part(esx, vm, ppn):
+        break_large(esx, vm, ppn)
+        if vm.state(ppn) == "shared":
+            esx.events["shared_before_swap"] += 1
+            return
     entry = vm.frame(ppn)
     assert entry is not None
     if not entry.cow:
         esx.events["stale_hints"] += drop_hint(esx, entry.mpn)
-        tries = esx.config.paging.share_first and vm.sharing
         if tries and share(esx, vm, ppn, insert_hint=False):
             esx.events["shared_before_swap"] += 1
             return
+    is_clean = esx.config.paging.map_clean and vm.guest.use[ppn] is Use.CACHE
+    if not is_clean and keep_compressed(esx, vm, ppn):
+        return
     vm.swap[ppn] = esx.read(vm, ppn)
     leave_memory(esx, vm, ppn)
     vm.pmap[ppn] = Annotation.SWAPPED
-    if esx.config.paging.map_clean and vm.guest.use[ppn] is Use.CACHE:
+    if is_clean:
         assert vm.swap[ppn] == vm.guest.home[ppn], "the guest's disk holds something else"
         vm.dropped.add(ppn)
         esx.events["swap_drops"] += 1
         return
+    write_to_swap(esx)
+
+
+def keep_compressed(esx: Esx, vm: Vm, ppn: int) -> bool:
+    """Compress before swap. A full cache swaps what it has held longest; while it cannot, the
+    victim stays where it is. False: the page has to be swapped."""
+    quarters, most = compress.quarters(esx, vm, ppn), compress.most(esx, vm)
+    if quarters == 0 or quarters > most:
+        return False
+    while compress.taken(esx, vm) + quarters > most:
+        if not esx.can_write() or len(vm.swap) >= vm.size - vm.reservation:
+            return True
+        oldest = next(iter(vm.compressed))
+        vm.swap[oldest], _ = compress.take_out(esx, vm, oldest)
+        vm.pmap[oldest] = Annotation.SWAPPED
+        esx.events["cache_evictions"] += 1
+        write_to_swap(esx)
+    content = esx.read(vm, ppn)
+    leave_memory(esx, vm, ppn)
+    compress.put(esx, vm, ppn, content)
+    esx.events["compressions"] += 1
+    return True
+
+
+def write_to_swap(esx: Esx) -> None:
     esx.events["swap_outs"] += 1
     if esx.cluster_room == 0:  # the cluster that was being written is full: a new operation
         esx.swap_io_left -= 1

@@ -194,18 +194,18 @@ class Pair:
 
     def _step(self) -> None:
         within = {
-            vm.spec.vm: len(vm.swap)
+            vm.spec.vm: len(vm.swap) + len(vm.compressed)
             for vm in self.twin.on()
-            if vm.overhead_due == 0 and vm.alloc() <= vm.reservation
+            if vm.overhead_due == 0 and vm.held() <= vm.reservation
         }
         tick.step(self.fast.state)
         naive_host.step(self.twin)
-        for vm, swapped in within.items():
-            self._require_left_alone(self._vm(vm), swapped)
+        for vm, out in within.items():
+            self._require_left_alone(self._vm(vm), out)
 
-    def _require_left_alone(self, vm: Vm, swapped: int) -> None:
+    def _require_left_alone(self, vm: Vm, out: int) -> None:
         """A VM that had at most its reservation neither stood still nor lost a page to the host."""
-        if vm.blocked or len(vm.swap) > swapped:
+        if vm.blocked or len(vm.swap) + len(vm.compressed) > out:
             what = "blocked" if vm.blocked else "paged out"
             raise DisagreeError(f"VM {vm.spec.vm} was {what} within its reservation")
 

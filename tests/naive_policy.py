@@ -13,7 +13,7 @@ from hostsim.config import HostConfig, Reclaim
 
 PAGE_BYTES = 4096
 GIB = 1 << 30
-HIGH, SOFT, HARD, LOW = range(4)
+HIGH, CLEAR, SOFT, HARD, LOW = range(5)
 
 
 def slots(size_bytes: int, sample: int) -> int:
@@ -118,12 +118,14 @@ def within_noise(config: HostConfig, alloc: int, active: Fraction, change: int) 
 
 @dataclass(frozen=True)
 class Levels:
-    """Free slots: `goal` is what targets aim for, one more than ends reclamation; down[i] leads
-    from level i to i + 1 when free falls below it, up[i] leads back when free rises above it."""
+    """Free slots. `goal` is what targets aim for, one more than ends reclamation; a level of `down`
+    is entered when free falls below its number, one of `up` is left upwards above its number. The
+    levels that there are, from HIGH down, are `order`."""
 
     goal: int
-    down: tuple[int, int, int]
-    up: tuple[int, int, int]
+    order: list[int]
+    down: dict[int, int]
+    up: dict[int, int]
 
 
 def minfree_bytes(memory: int) -> int:
@@ -137,23 +139,26 @@ def minfree_bytes(memory: int) -> int:
 
 def levels(reclaim: Reclaim, memory: int, sample: int) -> Levels:
     base = memory if reclaim.minfree == "fixed" else minfree_bytes(memory)
-    parts = (reclaim.high, reclaim.soft, reclaim.hard, reclaim.low)
-    high, soft, hard, low = (slots(base * part // 1000, sample) for part in parts)
+    parts = {HIGH: reclaim.high, SOFT: reclaim.soft, HARD: reclaim.hard, LOW: reclaim.low}
+    if reclaim.clear is not None:
+        parts[CLEAR] = reclaim.clear
+    order = sorted(parts)
+    own = {level: slots(base * parts[level] // 1000, sample) for level in order}
+    above = {level: own[order[i]] for i, level in enumerate(order[1:])}
     reading_a = reclaim.reading == "a"
     default = 5 if reading_a else 0
     margin_permille = default if reclaim.margin is None else reclaim.margin
     margin = slots(memory * margin_permille // 1000, sample)
-    down = (high, soft, hard) if reading_a else (soft, hard, low)
-    return Levels(high + margin + 1, down, (high + margin, soft + margin, hard + margin))
+    down = above if reading_a else {level: own[level] for level in order[1:]}
+    up = {level: above[level] + margin for level in order[1:]}
+    return Levels(up[SOFT] + 1, order, down, up)
 
 
 def next_level(limits: Levels, level: int, free: int) -> int:
     """A fall may skip levels; a rise climbs one."""
-    lowest = level
-    while lowest < LOW and free < limits.down[lowest]:
+    at = lowest = limits.order.index(level)
+    while limits.order[lowest] != LOW and free < limits.down[limits.order[lowest + 1]]:
         lowest += 1
-    if lowest > level:
-        return lowest
-    if level > HIGH and free > limits.up[level - 1]:
-        return level - 1
-    return level
+    if lowest == at and level != HIGH and free > limits.up[level]:
+        return limits.order[at - 1]
+    return limits.order[lowest]

@@ -6,6 +6,7 @@ names the new one. Copies are counted in a small table, one page at a place, as 
 
 from __future__ import annotations
 
+import naive_large as large
 from naive_machine import Draws
 from naive_state import Copied, Esx, Vm
 
@@ -52,6 +53,7 @@ def send(esx: Esx, vm: Vm, ppn: int, draw: int) -> int:
     low = esx.machine.free_of(high=False)
     if low:
         mpn = low.pop()
+        large.split(esx, vm, ppn)
         esx.machine.free_of(high=True).append(entry.mpn)
         moved(esx, {entry.mpn: mpn})
         forget(esx, vm, ppn)
@@ -61,6 +63,8 @@ def send(esx: Esx, vm: Vm, ppn: int, draw: int) -> int:
         if victim is not None:
             makes_way = victim[0].frame(victim[1])
             assert makes_way is not None
+            for page in ((vm, ppn), victim):
+                large.split(esx, *page)
             moved(esx, {entry.mpn: makes_way.mpn, makes_way.mpn: entry.mpn})
             forget(esx, vm, ppn)
             forget(esx, *victim)

@@ -61,6 +61,12 @@ def thresholds(frames: int, k: int, memory: int) -> dict[str, int]:
     return dict(zip(("low", "hard", "soft", "high"), parts, strict=True))
 
 
+def with_clear(k: int, frames: int) -> dict[str, int]:
+    """Thresholds for a host with a CLEAR state: entered at 12 % of its frames, left at 24 %."""
+    clear = thresholds(frames, k, max(LEAST_BYTES, amount(frames, k)))["high"]
+    return {"clear": clear, "high": 2 * clear}
+
+
 def host(k: int, frames: int, **options: Any) -> HostConfig:
     """A host with so many frames for VMs; mechanisms run often. `options` as in HostConfig."""
     memory = max(LEAST_BYTES, amount(frames, k))

@@ -34,6 +34,7 @@ class Annotation(Enum):
 
     BALLOONED = "ballooned"
     SWAPPED = "swapped"
+    COMPRESSED = "compressed"
 
 
 @dataclass
@@ -111,6 +112,11 @@ class Vm:
     pmap: dict[int, Backed | Annotation] = field(default_factory=dict)
     swap: dict[int, Content] = field(default_factory=dict)
     dropped: set[int] = field(default_factory=set)
+    compressed: dict[int, Content] = field(default_factory=dict)
+    """By age: see naive_compress."""
+    cache_frames: list[int] = field(default_factory=list)
+    large: set[int] = field(default_factory=set)
+    """Regions, from 0, that lie in a large page: see naive_large."""
     mapped: set[int] = field(default_factory=set)
     backed: set[int] = field(default_factory=set)
     overhead: list[int] = field(default_factory=list)
@@ -126,6 +132,7 @@ class Vm:
     inflate: Meter = field(default_factory=Meter)
     deflate: Meter = field(default_factory=Meter)
     scan: Meter = field(default_factory=Meter)
+    breaking: Meter = field(default_factory=Meter)
     # Time, all in nanoseconds.
     clock_ns: int = 0
     left_ns: int = 0
@@ -168,6 +175,10 @@ class Vm:
 
     def alloc(self) -> int:
         return sum(isinstance(entry, Backed) for entry in self.pmap.values())
+
+    def held(self) -> int:
+        """What its target bounds: the cache's frames count as its memory."""
+        return self.alloc() + len(self.cache_frames)
 
     def can_balloon(self) -> bool:
         """Whether its driver could take one more page."""
@@ -276,6 +287,7 @@ class Esx:
     cluster_room: int = 0
     swap_io: Meter = field(default_factory=Meter)
     scan: Meter = field(default_factory=Meter)
+    breaking: Meter = field(default_factory=Meter)
     level_ms: Counter[int] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
 
@@ -306,7 +318,9 @@ class Esx:
     def read(self, vm: Vm, ppn: int) -> Content:
         """What a page holds, wherever it is."""
         entry = vm.frame(ppn)
-        return vm.swap[ppn] if entry is None else self.machine.frames[entry.mpn].content
+        if entry is not None:
+            return self.machine.frames[entry.mpn].content
+        return vm.swap[ppn] if ppn in vm.swap else vm.compressed[ppn]
 
     def is_high(self, vm: Vm, ppn: int) -> bool:
         """Whether devices cannot reach the frame of a page in machine memory."""

@@ -180,8 +180,16 @@ def test_thresholds_must_fall(name: str) -> None:
     """Each threshold moved onto its neighbour (low onto 0) is refused; one permille above passes.
     The host's defaults are 6, 4, 2 and 1 %."""
     below = {"high": 40, "soft": 20, "hard": 10, "low": 0}[name]
-    assert "high > soft > hard > low > 0" in refusal(Reclaim, **{name: below})
+    assert "high > clear > soft > hard > low > 0" in refusal(Reclaim, **{name: below})
     assert getattr(Reclaim(**{name: below + 1}), name) == below + 1
+
+
+def test_clear_lies_between_high_and_soft_and_high_may_be_more_than_minfree() -> None:
+    for clear in (40, 60):
+        assert "high > clear > soft" in refusal(Reclaim, clear=clear)
+    assert Reclaim(clear=41).clear == 41 and Reclaim(clear=59).clear == 59
+    assert Reclaim(minfree="sliding", high=4000).high == 4000
+    assert "100 % at most" in refusal(Reclaim, high=1001)
 
 
 def test_a_disk_is_named_or_spelled_out() -> None:
@@ -236,6 +244,18 @@ def test_vsphere_is_esxi_5_and_later() -> None:
     assert config.swap == SSD
     assert config.reserve == GIB
     assert config.swap_space_bytes == 256 * GIB
+
+
+def test_eras_after_vsphere_differ_in_mechanisms_alone() -> None:
+    """ESX 4.1 brought compression; salting by VM came with 5.0 U3d and is the default of 8."""
+    plain, five, eight = (HostConfig(profile=f"vsphere{era}") for era in ("", "-5", "-8"))
+    assert (plain.compression.enabled, plain.sharing.salting) == (False, "none")
+    assert (five.compression.enabled, five.sharing.salting) == (True, "none")
+    assert (eight.compression.enabled, eight.sharing.salting) == (True, "vm")
+    assert five.compression.maximum == 100
+    for config in (five, eight):
+        assert config.sharing.scan_time == plain.sharing.scan_time
+        assert config.balloon == plain.balloon and config.sampling == plain.sampling
 
 
 def test_the_driver_of_the_vsphere_era_moves_16384_pages_a_second() -> None:

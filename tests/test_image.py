@@ -31,11 +31,12 @@ from host_builders import (
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from hostsim import contents, image, invariants, snapshot
+from hostsim import contents, image, invariants, naming, snapshot
 from hostsim.host import Host
-from hostsim.image import BELONGS_TO_HOST, VmImage, export_vm, import_vm
+from hostsim.image import BELONGS_TO_HOST, COMPRESSED_FIELDS, VmImage, export_vm, import_vm
 from hostsim.state import (
     BALLOONED,
+    COMPRESSED,
     HINT,
     INDEX,
     RESIDENT,
@@ -83,7 +84,7 @@ def readings(host: Host, vm: int) -> list[tuple[Any, ...]]:
 
 def travelled(host: Host, vm: int) -> dict[str, Any]:
     """All that travels but pages: the guest, its workload, clocks, sampler, carries, lost time."""
-    skipped = {*BELONGS_TO_HOST, "resident", "shared"}
+    skipped = {*BELONGS_TO_HOST, *COMPRESSED_FIELDS, "resident", "shared"}
     row, v = row_of(host, vm), row_index(host, vm)
     found = {name: row[name] for name in VM.names or () if name not in skipped}
     samples = host.state.sampled[v, : row.samples].tolist()
@@ -104,7 +105,7 @@ def test_the_guest_reads_the_same_on_another_host(vm: int, salting: str) -> None
     assert bases[0] != bases[1]
 
 
-def test_a_shared_page_gets_a_frame_and_the_others_stay_what_they_are() -> None:
+def test_shared_and_compressed_pages_get_a_frame_and_the_others_stay_what_they_are() -> None:
     source, target = crowded_host(), target_host()
     while np.bincount(states_of(source, 1), minlength=len(STATES)).min() == 0:
         source.advance(SECOND)
@@ -116,9 +117,10 @@ def test_a_shared_page_gets_a_frame_and_the_others_stay_what_they_are() -> None:
     np.add.at(counted, (before, after), 1)
     kept = np.bincount(before, minlength=len(STATES))
     expected = np.diag(kept)
-    expected[SHARED, SHARED], expected[SHARED, RESIDENT] = 0, kept[SHARED]
+    for state in (SHARED, COMPRESSED):
+        expected[state, state], expected[state, RESIDENT] = 0, kept[state]
     assert counted.tolist() == expected.tolist()
-    assert counter(target, "free") == free - kept[RESIDENT] - kept[SHARED]
+    assert counter(target, "free") == free - kept[[RESIDENT, SHARED, COMPRESSED]].sum()
 
 
 def test_hints_do_not_travel() -> None:
@@ -257,7 +259,7 @@ def test_an_image_that_does_not_fit_its_spec_changes_nothing() -> None:
     row = taken.row.copy()
     row["kernel"] += 1
     foreign = taken.content.copy()
-    foreign[:] = 3 << snapshot.RANGE_SHIFT | 99_999
+    foreign[:] = 3 << naming.RANGE_SHIFT | 99_999
     for wrong in ({"row": row}, {"content": foreign}):
         with pytest.raises(ValueError, match=r"kernel|outside the VM's ranges"):
             import_vm(target, replace(taken, **wrong))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from crowded_hosts import SECOND, VMS, crowded_host, starved
-from host_builders import counter, row_of
+from host_builders import counter, row_of, states_of
 
 from hostsim import invariants, snapshot
+from hostsim.compress import NEWER
 from hostsim.host import Host
 from hostsim.invariants import BrokenInvariantError
 from hostsim.state import (
@@ -146,6 +148,28 @@ def swap_space_shrinks(host: Host) -> None:
     row.swap_space = row.swapped - 1
 
 
+def cached_twice(host: Host) -> None:
+    """The newest page of a cache is followed by the oldest one."""
+    row = row_of(host, 2)
+    host.state.by_age[row.base_slot + row.newest - 1, NEWER] = row.oldest
+
+
+def compresses_worse(host: Host) -> None:
+    """A quarter more than the page takes, in the same frames."""
+    rows = (row_of(host, vm) for vm in VMS)
+    next(row for row in rows if row.compressed_quarters % 4).compressed_quarters += 1
+
+
+def large_page_with_a_hole(host: Host) -> None:
+    """A region of a page, where one is that is not in memory."""
+    st, row = host.state, row_of(host, 1)
+    large = np.zeros(len(st.page), np.uint8)
+    large[row.base_slot + np.flatnonzero(states_of(host, 1) != RESIDENT)[0]] = 1
+    host.state = replace(st, large=large)
+    st.host[0].large_slots = row.large = 1
+    row.regions, row.large_base = row.size_slots, row.base_slot
+
+
 def kind_without_a_frame(host: Host) -> None:
     host.state.page[page_with(host, int(SWAPPED))] |= int(KIND)
 
@@ -179,6 +203,13 @@ DAMAGES: list[tuple[str, str, Damage]] = [
     ("less swap space than swapped pages", "swap space", swap_space_shrinks),
     ("a resident page is swapped", "page states", becomes(int(RESIDENT), int(SWAPPED))),
     ("a swapped page is resident", "page states", becomes(int(SWAPPED), int(RESIDENT))),
+    ("a cache that goes round", "compression cache", cached_twice),
+    ("a cache that ends early", "compression cache", add("newest", -1, vm=2)),
+    ("a page that takes more", "compression cache", compresses_worse),
+    ("a smaller cache than it holds", "compression cache", add("compressed_max", -(10**6), vm=2)),
+    ("cache in high memory that is none", "high frames", add("compressed_highmem", 10**6, vm=2)),
+    ("a large page with a hole", "large pages", large_page_with_a_hole),
+    ("one more large page", "large pages", add("large", 1, vm=3)),
     ("one more backed page", "balloon", add("backed", 1, vm=3)),
     ("a ballooned page gave nothing", "balloon", backed_by_nothing),
     ("a balloon without a driver", "balloon", no_driver),

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostsim import ranks
-from hostsim.state import ANON, BALLOONED, CACHE, RESIDENT, SHARED, STATE, SWAPPED, USE_SHIFT
+from hostsim.state import (
+    ANON,
+    BALLOONED,
+    CACHE,
+    COMPRESSED,
+    RESIDENT,
+    SHARED,
+    STATE,
+    SWAPPED,
+    USE_SHIFT,
+)
 
 BYTES = st.lists(st.integers(0, 255), min_size=1, max_size=400)
 
@@ -16,7 +26,7 @@ BYTES = st.lists(st.integers(0, 255), min_size=1, max_size=400)
 def used(use: int) -> tuple[ranks.Kind, set[int], int | None]:
     """The kind, the states it stands for, and the guest use."""
     kind = ranks.used_as(use)
-    return kind, {RESIDENT, SHARED, SWAPPED}, use
+    return kind, {RESIDENT, SHARED, SWAPPED, COMPRESSED}, use
 
 
 KINDS = {

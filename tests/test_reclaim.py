@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import naive_policy
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ from hostsim import reclaim
 from hostsim.config import HostConfig, Reclaim
 from hostsim.host import Host
 from hostsim.reclaim import Thresholds, blocks, may_page, minfree_bytes, next_level, thresholds
-from hostsim.state import HARD, HIGH, LOW, SOFT
+from hostsim.state import CLEAR, HARD, HIGH, LOW, SOFT
 from hostsim.units import GIB, MIB, PAGE_SIZE
 
 MEMORY = 100_000 * PAGE_SIZE
@@ -36,8 +38,8 @@ PERCENT = 1000
 
 
 def step(at: Thresholds, level: int, free: int) -> int:
-    down = (at.down_soft, at.down_hard, at.down_low)
-    return next_level(level, free, down, (at.up_high, at.up_soft, at.up_hard))
+    down = (at.down_clear, at.down_soft, at.down_hard, at.down_low)
+    return next_level(level, free, down, (at.up_high, at.up_clear, at.up_soft, at.up_hard))
 
 
 def sweep(at: Thresholds, level: int, frees: range) -> tuple[int, list[tuple[int, int]]]:
@@ -109,6 +111,17 @@ def test_a10_a_noisy_sweep_crosses_each_level_once() -> None:
     assert changes == [SOFT, HARD, LOW, HARD, SOFT, HIGH]
 
 
+def test_clear_is_entered_at_minfree_and_left_at_four_times_that() -> None:
+    """ESXi 6: 100, 64, 32 and 16 % of minFree down, back above 400, 100, 64 and 32 %. Exact."""
+    memory = 25_000 * PAGE_SIZE  # below 4 GiB: minFree is 6 %
+    at = thresholds(Reclaim(**ESXI_6), memory, 1)
+    level, falls = sweep(at, HIGH, range(10_000, -1, -1))
+    assert falls == [(1499, CLEAR), (959, SOFT), (479, HARD), (239, LOW)]
+    level, rises = sweep(at, level, range(10_001))
+    assert rises == [(481, HARD), (961, SOFT), (1501, CLEAR), (6001, HIGH)]
+    assert at.goal == 1501
+
+
 def test_a_fall_may_skip_levels_and_a_rise_climbs_one_a_step() -> None:
     at = thresholds(Reclaim(), MEMORY, 1)
     assert step(at, HIGH, 0) == LOW
@@ -164,20 +177,30 @@ def test_the_margin_is_a_part_of_host_memory() -> None:
     st.sampled_from(["fixed", "sliding"]),
     st.sampled_from(["a", "b"]),
     st.none() | st.integers(0, 50),
-    st.lists(st.integers(1, 1000), min_size=4, max_size=4, unique=True),
+    st.lists(st.integers(1, 1000), min_size=5, max_size=5, unique=True),
+    st.booleans(),
 )
 def test_thresholds_and_levels_equal_those_of_the_twin(
-    memory: int, sample: int, minfree: str, reading: str, margin: int | None, parts: list[int]
+    memory: int,
+    sample: int,
+    minfree: str,
+    reading: str,
+    margin: int | None,
+    parts: list[int],
+    has_clear: bool,
 ) -> None:
     """Every threshold, and the next level from every level at and beside every threshold."""
-    high, soft, hard, low = sorted(parts, reverse=True)
-    config = Reclaim(
-        minfree=minfree, reading=reading, margin=margin, high=high, soft=soft, hard=hard, low=low
-    )
+    names = ("high", "clear", "soft", "hard", "low")
+    given: dict[str, Any] = dict(zip(names, sorted(parts, reverse=True), strict=True))
+    given |= {"minfree": minfree, "reading": reading, "margin": margin}
+    config = Reclaim(**(given | ({} if has_clear else {"clear": None})))
     at, twin = thresholds(config, memory, sample), naive_policy.levels(config, memory, sample)
-    assert (at.goal, at[1:4], at[4:]) == (twin.goal, twin.down, twin.up)
+    there = [CLEAR, SOFT, HARD, LOW] if has_clear else [SOFT, HARD, LOW]
+    assert at.goal == twin.goal and set(twin.down) == set(twin.up) == set(map(int, there))
+    assert [at[level] for level in there] == [twin.down[level] for level in there]
+    assert [at[4 + level] for level in there] == [twin.up[level] for level in there]
     for free in {edge + side for edge in at for side in (-1, 0, 1) if edge + side >= 0}:
-        for level in range(4):
+        for level in map(int, [HIGH, *there]):
             assert step(at, level, free) == naive_policy.next_level(twin, level, free)
 
 
@@ -186,9 +209,16 @@ def test_more_memory_never_has_less_minfree(memory: int, more: int) -> None:
     assert minfree_bytes(memory) <= minfree_bytes(memory + more) <= minfree_bytes(memory) + more
 
 
-@given(st.integers(0, 3), st.integers(0, 20_000), st.integers(0, 20_000))
-def test_more_free_memory_never_leads_to_a_lower_level(level: int, one: int, other: int) -> None:
-    at = thresholds(Reclaim(), MEMORY, 1)
+ESXI_6: Any = {"high": 4000, "clear": 1000, "soft": 640, "hard": 320, "low": 160}
+ESXI_6 |= {"minfree": "sliding"}
+
+
+@given(st.integers(0, 4), st.integers(0, 20_000), st.integers(0, 20_000), st.booleans())
+def test_more_free_memory_never_leads_to_a_lower_level(
+    level: int, one: int, other: int, has_clear: bool
+) -> None:
+    at = thresholds(Reclaim(**ESXI_6) if has_clear else Reclaim(), MEMORY, 1)
+    level = level if has_clear or level != CLEAR else SOFT
     less, more = sorted((one, other))
     assert step(at, level, more) <= step(at, level, less)
 

@@ -34,12 +34,14 @@ KEYS: dict[str, set[str]] = {
     },
     "memory_gib": {
         *("configured", "allocated", "consumed", "active", "shared", "shared_saved", "zero_saved"),
-        *("ballooned", "swapped", "compressed", "untouched", "overhead", "free"),
+        *("ballooned", "swapped", "compressed", "untouched", "compression_cache", "large"),
+        *("overhead", "free"),
     },
     "reclaim_states": {"high", "soft", "hard", "low"},
     "cost": {
         *("slowdown", "slowdown_epoch", "slowdown_by_cause", "swap_in_pages", "swap_out_pages"),
         *("double_paging_pages", "cow_breaks", "guest_paging_pages", "blocked_s"),
+        *("compressions", "decompressions", "cache_evictions", "large_breaks"),
         "migration_downtime_s",
     },
     "migrations": {"count", "gib", "mean_s", "rounds_mean", "slowed_s", "failed"},

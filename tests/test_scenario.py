@@ -111,8 +111,16 @@ BAD = [
     (host(memory="1 GiB", reserve="1 GiB"), "hosts[0]", "reserve must be below memory"),
     (host(swap="floppy"), "hosts[0].swap", "must be one of ssd, disk-2002"),
     (host(reclaim=5), "hosts[0].reclaim", "must be a mapping with some of: minfree"),
-    (host(profile=["vsphere"]), "hosts[0]", "profile must be one of osdi02, vsphere"),
-    (host(profile="esx9"), "hosts[0].profile", "must be 'osdi02' or 'vsphere'"),
+    (
+        host(profile=["vsphere"]),
+        "hosts[0]",
+        "profile must be one of osdi02, vsphere",
+    ),
+    (
+        host(profile="esx9"),
+        "hosts[0].profile",
+        "must be 'osdi02', 'vsphere', 'vsphere-5'",
+    ),
     ({"vms": [VM, VM | {"count": 1}, VM]}, "vms[2].name", "'web-1' is also the name of vms[0]"),
     ({"vms": [VM, VM | {"name": "web-2", "count": 1}]}, "vms[1].name", "the name of vms[0]"),
     ({"hosts": [HOST, HOST]}, "hosts[1].name", "'esx-1' is also the name of hosts[0]"),

@@ -14,7 +14,7 @@ import pytest
 from crowded_hosts import SECOND, SIZE, VMS, crowded_host, crowded_spec, grown, starved
 from host_builders import counter, make_host, make_phase, make_spec, power_on, row_index, row_of
 
-from hostsim import invariants, snapshot
+from hostsim import invariants, naming, snapshot
 from hostsim.host import Host
 from hostsim.state import ARRAYS, STALE, STATE, STATES, UNIQUE
 from hostsim.units import MIB, HostId, VmId
@@ -113,13 +113,13 @@ def test_the_digest_does_not_know_vms_that_left_no_trace() -> None:
 def test_contents_are_named_as_in_each_vm_by_itself(salting: str) -> None:
     """The slow twin of the table of names looks every word up among the VM's own ranges."""
     host = grown(crowded_host(sharing={"salting": salting}), 30)
-    names, words = snapshot.local_names(host.ranges), host.state.content.astype(np.int64)
+    names, words = naming.local_names(host.ranges), host.state.content.astype(np.int64)
     assert (words & UNIQUE != 0).any() and (words & STALE != 0).any()
     for vm in host.vm_ids():
         row = row_of(host, vm)
         its = words[row.base_slot : row.base_slot + row.size_slots]
-        alone = snapshot.to_local(its, snapshot.ranges_of(host, row_index(host, vm)))
-        assert np.array_equal(snapshot.named(its, names), alone)
+        alone = naming.to_local(its, naming.ranges_of(host, row_index(host, vm)))
+        assert np.array_equal(naming.named(its, names), alone)
         assert len(np.unique(alone[alone & UNIQUE == 0] >> snapshot.RANGE_SHIFT)) > 1
 
 

@@ -208,7 +208,7 @@ DAMAGES: dict[str, Damage] = {
     "a program's row in another place": field("until_ms", 1, "programs", 0),
     "transmits without end": field("transmit_pages_per_s", HUGE, "programs", 0),
     "another seed of the state": field("seed", 2, "host", 0),
-    "no such level": field("level", 4, "host", 0),
+    "no such level": field("level", 5, "host", 0),
     "free frames": field("free", 999, "host", 0),
     "free high frames": field("highmem_free", 999, "host", 0),
     "another bound of low memory": field("highmem", 1, "host", 0),

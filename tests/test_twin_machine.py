@@ -56,9 +56,12 @@ def host_configs(draw: st.DrawFn, k: int) -> HostConfig:
     }
     per_poll = scenes.amount(draw(st.sampled_from([30, 4, 0])), k)
     options = ("share_first", "map_clean", "skip_overwritten")
+    frames = draw(st.integers(150, 400))
+    clear = scenes.with_clear(k, frames) if draw(st.booleans()) else {}
     return scenes.host(
         k,
-        draw(st.integers(150, 400)),
+        frames,
+        large_pages=draw(st.booleans()),
         paging={name: draw(st.booleans()) for name in options},
         profile=draw(st.sampled_from(["osdi02", "vsphere"])),
         cpus=draw(st.sampled_from([1, 8])),
@@ -74,7 +77,11 @@ def host_configs(draw: st.DrawFn, k: int) -> HostConfig:
             "pages": draw(st.sampled_from([1, 20])),
             "period": draw(st.sampled_from([1000, 3000])),
         },
-        reclaim={"reading": draw(st.sampled_from(["a", "b"]))},
+        reclaim=clear | {"reading": draw(st.sampled_from(["a", "b"]))},
+        compression={
+            "enabled": draw(st.booleans()),
+            "maximum": draw(st.sampled_from([100, 20, 400])),
+        },
         io={
             "low_memory": draw(st.sampled_from([None, *(scenes.amount(n, k) for n in LOW)])),
             "copy_threshold": draw(st.sampled_from([0, 1, 3])),

@@ -15,7 +15,7 @@ PACKAGES = ("hostsim", "cluster", "cluster.reproduction", "cluster.studies")
 
 LAYERS = [
     # One host. Policies and mechanisms over its state, the pipeline, the façade, then its bytes.
-    "hostsim.units hostsim.dispatch hostsim.records hostsim.rows",
+    "hostsim.units hostsim.dispatch hostsim.records hostsim.rows hostsim.profiles",
     "hostsim.jit",
     "hostsim.rng hostsim.config",
     "hostsim.guest_config",
@@ -23,10 +23,10 @@ LAYERS = [
     "hostsim.spec hostsim.state",
     "hostsim.arrays",
     "hostsim.ranks hostsim.frames hostsim.ahead",
-    "hostsim.closed_form",
+    "hostsim.closed_form hostsim.compress hostsim.large",
     "hostsim.composition hostsim.allocate hostsim.reclaim hostsim.sample hostsim.share"
     " hostsim.remap hostsim.invariants hostsim.spread",
-    "hostsim.fault hostsim.contents hostsim.load hostsim.measure hostsim.packing",
+    "hostsim.fault hostsim.breaking hostsim.contents hostsim.load hostsim.measure hostsim.packing",
     "hostsim.lost hostsim.replacement hostsim.swap hostsim.tenancy",
     "hostsim.guest",
     "hostsim.balloon hostsim.loud",
@@ -36,6 +36,7 @@ LAYERS = [
     "hostsim.tick",
     "hostsim.epochs",
     "hostsim.host",
+    "hostsim.naming",
     "hostsim.snapshot",
     "hostsim.image",
     # Many hosts. What is read, what is said, what is decided, then what runs it.
