@@ -187,7 +187,10 @@ class Plans:
     """A scenario, its agenda, and the plans of its epochs one after the other."""
 
     def __init__(self, folder: Path, **values: Any) -> None:
-        found = load(write(folder, changed(**values)))
+        self.take_in(load(write(folder, changed(**values))))
+
+    def take_in(self, found: Loaded) -> None:
+        """Begin with a scenario that was loaded."""
         self.loaded: Loaded = found
         self.scenario: Scenario = found.scenario
         self.population: Population = populate(found)

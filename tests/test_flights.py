@@ -8,12 +8,26 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from cluster_builders import Plans, json_lines, packed, restless, simulate
+from cluster_builders import (
+    PRESSED,
+    Plans,
+    host_set,
+    json_lines,
+    packed,
+    pressed,
+    restless,
+    simulate,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as some
 
-from cluster import flights
-from cluster.agenda import MIGRATE, Due
+from cluster import conservation, flights
+from cluster.agenda import FAIL, MAINTENANCE, MIGRATE, POWER_OFF, POWER_ON, RESET, Due, HostDue
 from cluster.decisions import Sight
+from cluster.messages import MoveOut, PowerOff, Reset, SwitchOff
 from cluster.scenario import EventValues
+from cluster.state import initial, learn
+from hostsim import image
 from hostsim.units import HostId, VmId
 
 SLOW = {"bandwidth": "1 MiB/s"}
@@ -147,3 +161,64 @@ def test_a_vm_that_outgrows_the_target_stays(tmp_path: Path) -> None:
     assert [one.kind for one in plan.decisions] == [flights.FAILED]
     assert plan.decisions[0].reason == flights.OUTGROWN
     assert plan.after.host_of[0] == 0 and plan.after.held.tolist() == [0, 0]
+
+
+ACTS = some.one_of(
+    some.tuples(some.sampled_from([POWER_ON, POWER_ON, POWER_OFF, RESET]), some.integers(0, 5)),
+    some.tuples(some.sampled_from(["esx-1", "esx-2", "esx-3"]), some.integers(0, 5)),
+    some.tuples(some.sampled_from([FAIL, MAINTENANCE, "repair"]), some.integers(0, 2)),
+)
+
+
+@pytest.fixture(scope="module")
+def lively(tmp_path_factory: pytest.TempPathFactory) -> Plans:
+    """Six VMs on three hosts that are short of memory, every policy on."""
+    vms = [PRESSED["vms"][0] | {"count": 6, "start": "never"}]
+    del vms[0]["interval"]
+    folder = tmp_path_factory.mktemp("lively")
+    options: dict[str, Any] = {
+        "balancing": {"level": 5, "interval": "2 min"},
+        "availability": {"delay": "0 s"},
+        "migration": {"bandwidth": "1 MiB/s", "concurrent": 2},
+        "events": [],
+    }
+    found = Plans.__new__(Plans)
+    found.take_in(pressed(folder, vms=vms, duration="600 min", **options))
+    return found
+
+
+@given(epochs=some.lists(some.lists(ACTS, max_size=3), max_size=10))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_hosts_do_what_is_planned_and_guests_read_the_same_after_a_move(
+    lively: Plans, epochs: list[list[tuple[str, int]]]
+) -> None:
+    """Nothing is refused on a host that was planned, whoever fails, moves or comes meanwhile; all
+    invariants of hosts and cluster hold after each epoch."""
+    fleet = host_set(lively.loaded, lively.population.hosts, check=True)
+    lively.now = initial(lively.population)
+    for epoch, acts in enumerate(epochs):
+        due: list[Any] = []
+        for action, number in acts:
+            if action in (FAIL, MAINTENANCE, "repair"):
+                what = POWER_ON if action == "repair" else action
+                due.append(HostDue(epoch, 0, what, HostId(number)))
+            elif action.startswith("esx"):
+                to = EventValues(host=action)
+                due.append(Due(epoch, 0, MIGRATE, VmId(number), to, planned=False))
+            else:
+                due.append(Due(epoch, 0, action, VmId(number), planned=False))
+        plan = lively.plan(due, epoch)
+        images = fleet.take([one for one in plan.orders if isinstance(one, MoveOut)])
+        stays = [one for one in plan.orders if not isinstance(one, PowerOff | SwitchOff | Reset)]
+        if len(stays) == len(plan.orders):
+            fleet.run(plan.orders, epoch, 0, images)
+            for vm, before in images.items():
+                host = fleet._hosts[HostId(int(plan.after.host_of[vm]))]
+                after = image.export_vm(host, vm)
+                assert after.content.tolist() == before.content.tolist()
+                assert after.page.tolist() == before.page.tolist()
+            report = fleet.run([], epoch, 1)
+        else:
+            report = fleet.run(plan.orders, epoch, 1, images)
+        conservation.check(plan.after, plan.orders, report)
+        lively.now = learn(plan.after, report)

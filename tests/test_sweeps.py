@@ -306,9 +306,9 @@ def test_a_run_too_large_for_one_process_is_refused(
 
 
 def test_the_sweep_of_the_readme_is_valid() -> None:
-    path = SCENARIOS / "consolidation.yaml"
+    path = SCENARIOS / "studies" / "ablation.yaml"
     found = command("validate", path)
-    assert found.stdout == f"{path}: valid: a sweep of 20 points with 3 seeds\n"
+    assert found.stdout == f"{path}: valid: a sweep of 25 points with 3 seeds\n"
     sweep = yaml.safe_load(path.read_text("utf-8"))["sweep"]
     (shown,) = re.findall(r"```yaml\n(sweep:\n.*?)```", README.read_text("utf-8"), re.DOTALL)
     assert yaml.safe_load(shown)["sweep"] == sweep
