@@ -38,6 +38,8 @@ EVENTS = (
     "decompressions",
     "cache_evictions",
     "large_breaks",
+    "host_cache_out_pages",
+    "host_cache_in_pages",
 )
 """Counters that are summed over hosts and epochs."""
 HELD = ("allocated", "active", "ballooned", "swapped")
