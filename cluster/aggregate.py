@@ -42,7 +42,7 @@ EVENTS = (
     "host_cache_in_pages",
 )
 """Counters that are summed over hosts and epochs."""
-HELD = ("allocated", "active", "ballooned", "swapped")
+HELD = ("allocated", "active", "ballooned", "swapped", "compressed")
 """Memory of a VM whose sum and maximum over epochs are kept."""
 PER_EPOCH = (
     *("hosts", "vms", "memory_pages", "cpu_demand_permille"),

@@ -175,7 +175,7 @@ def kind_without_a_frame(host: Host) -> None:
 
 
 def cached_nowhere(host: Host) -> None:
-    host.state.page[page_with(host, int(SWAPPED))] |= int(KIND)
+    host.state.page[page_with(host, int(SWAPPED))] ^= int(KIND)
 
 
 def kind_of_a_page_alone(host: Host) -> None:
