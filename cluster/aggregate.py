@@ -38,9 +38,11 @@ EVENTS = (
     "decompressions",
     "cache_evictions",
     "large_breaks",
+    "host_cache_out_pages",
+    "host_cache_in_pages",
 )
 """Counters that are summed over hosts and epochs."""
-HELD = ("allocated", "active", "ballooned", "swapped")
+HELD = ("allocated", "active", "ballooned", "swapped", "compressed")
 """Memory of a VM whose sum and maximum over epochs are kept."""
 PER_EPOCH = (
     *("hosts", "vms", "memory_pages", "cpu_demand_permille", "power_mw", "high_ms"),

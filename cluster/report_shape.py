@@ -29,6 +29,7 @@ _SPREAD = dict.fromkeys(("mean", "p50", "p95", "p99", "max"), _NUMBER)
 _COST = (
     *("swap_in_pages", "swap_out_pages", "double_paging_pages", "guest_paging_pages"),
     *("compressions", "decompressions", "cache_evictions", "large_breaks"),
+    *("host_cache_out_pages", "host_cache_in_pages"),
     *("cow_breaks", "blocked_s", "migration_downtime_s"),
 )
 _FIT = ("vms_per_host_mean", "vms_per_host_max", "overcommit_configured", "overcommit_peak")

@@ -139,6 +139,18 @@ class Disk(FrozenModel):
     single pages. On an SSD a write of many pages is as many operations."""
 
 
+class HostCache(FrozenModel):
+    """Swap to host cache (ESXi 5): what the host swaps out goes to a part of a local SSD while that
+    has room and is not busy, the rest to the swap files on the datastore."""
+
+    size: Bytes = 0
+    """0: no host cache. vSphere takes what the administrator gives it."""
+    latency: Nanoseconds = 90_000
+    """As of `Disk`, whose default is an SSD."""
+    iops: int = Field(50_000, ge=1, le=100_000_000)
+    """Operations a second, reads and writes together; a page is one."""
+
+
 class Paging(FrozenModel):
     """How the host pages [P 3.3]: what it writes to swap, and what it reads back."""
 
@@ -230,6 +242,7 @@ class HostConfig(FrozenModel):
     paging: Paging = Paging()
     compression: Compression = Compression()
     swap: Disk = SSD
+    host_cache: HostCache = HostCache()
     swap_space: Bytes | None = None
     """Room for all swap files together; see `swap_space_bytes` for the default."""
     costs: Costs = Costs()

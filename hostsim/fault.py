@@ -18,6 +18,7 @@ from hostsim.state import (
     COW,
     DECOMPRESS,
     INDEX,
+    KIND,
     LOW,
     RESIDENT,
     SHARED,
@@ -97,8 +98,15 @@ def pop(st: HostState, v: int, ppn: int) -> None:
 
 
 @small
+def free_swap_slot(st: HostState, slot: int) -> None:
+    """A SWAPPED page, about to be something else, leaves the device that it lies on."""
+    st.host[0].ssd_used -= i64(i64(st.page[slot]) & KIND != 0)
+
+
+@small
 def _leave_swap(st: HostState, v: int, slot: int) -> None:
     """A swapped page gets a frame. The caller saw that there is one."""
+    free_swap_slot(st, slot)
     set_state(st, slot, RESIDENT)
     own(st, v, slot, take_frame(st))
     st.vms[v].swapped -= 1
@@ -106,7 +114,8 @@ def _leave_swap(st: HostState, v: int, slot: int) -> None:
 
 @small
 def _swap_in(st: HostState, v: int, slot: int) -> int:
-    """Read a page back: from swap, or from the guest's disk if it was dropped. As `bring_in`."""
+    """Read a page back: from the host cache, from swap, or from the guest's disk if it was dropped.
+    As `bring_in`."""
     host = st.host[0]
     vm = st.vms[v]
     if i64(st.page[slot]) & ACCESSED != 0:
@@ -114,6 +123,12 @@ def _swap_in(st: HostState, v: int, slot: int) -> int:
             return NO_GUEST_IO
         vm.disk_io_left -= 1
         cost = vm.disk_latency_ns
+    elif i64(st.page[slot]) & KIND != 0:
+        if host.ssd_io_left <= 0:
+            return NO_IO
+        host.ssd_io_left -= 1
+        host.ssd_ins += 1
+        cost = host.ssd_latency_ns
     else:
         if host.swap_io_left <= 0:
             return NO_IO

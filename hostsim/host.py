@@ -16,7 +16,7 @@ from hostsim.arrays import empty
 from hostsim.composition import Composition, compose
 from hostsim.config import Allocation, HostConfig, VmConfig
 from hostsim.contents import Ranges
-from hostsim.fault import leave_memory
+from hostsim.fault import free_swap_slot, leave_memory
 from hostsim.frames import hold
 from hostsim.guest import reset as reset_guest
 from hostsim.guest_config import GuestImage, Phase, Workload
@@ -36,6 +36,7 @@ from hostsim.state import (
     MIGRATION,
     RESIDENT,
     SHARED,
+    SWAPPED,
     UNTOUCHED,
     Array,
     HostState,
@@ -284,11 +285,13 @@ def _run(hosts: Sequence[Host], end_ms: int, epoch_ms: int, first_vm: Array, row
 
 @kernel
 def free_vm(st: HostState, v: int) -> None:
-    """Give back every frame of a VM."""
+    """Give back every frame of a VM, and its part of the host cache."""
     for ppn in range(st.vms[v].size_slots):
         state = state_of(st, st.vms[v].base_slot + ppn)
         if state == RESIDENT or state == SHARED:
             leave_memory(st, v, ppn, UNTOUCHED)
+        elif state == SWAPPED:
+            free_swap_slot(st, st.vms[v].base_slot + ppn)
         elif state == COMPRESSED:
             compress.take_out(st, v, ppn)
             set_state(st, st.vms[v].base_slot + ppn, UNTOUCHED)

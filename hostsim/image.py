@@ -3,8 +3,9 @@
 At the source the VM's pages are read as they are; at the target every page that was in memory takes
 a frame of its own there, and sharing finds equal pages anew. A compressed page is decompressed: its
 content is in the source's memory, not on a disk that both hosts reach, so it is sent as those in
-memory are. Swapped, ballooned and untouched pages stay what they are. Random streams are keyed by
-the VM, so the guest goes on as it would have.
+memory are. One in the source's host cache is sent, too, and is swapped on the datastore after that.
+Swapped, ballooned and untouched pages stay what they are. Random streams are keyed by the VM, so
+the guest goes on as it would have.
 """
 
 from __future__ import annotations

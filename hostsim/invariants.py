@@ -200,8 +200,7 @@ def highmem_is_conserved(st: HostState) -> None:
     private = 0
     for v in rows:
         pages, _ = _pages_of(st, v)
-        high = pages & KIND != 0
-        _require(not (high & (pages & STATE != RESIDENT)).any(), "kinds", f"VM row {v}: no frame")
+        high = (pages & KIND != 0) & (pages & STATE == RESIDENT)
         kept = st.vms[v].highmem
         _require(high.sum() == kept, "kinds", f"VM row {v}: {high.sum()} counted, {kept} kept")
         private += int(kept)
@@ -223,6 +222,23 @@ def highmem_is_conserved(st: HostState) -> None:
         int(v) for v in rows if not 0 <= st.vms[v].compressed_highmem <= compressed_frames(st, v)
     ]
     _require(not beyond, "high frames", f"VM rows {beyond}: of more cache than there is")
+
+
+def host_cache_is_accounted(st: HostState) -> None:
+    """Pages with a kind and no frame are SWAPPED, not dropped, and as many as the host cache has in
+    use, which is no more than it has."""
+    host, used = st.host[0], 0
+    for v in st.order[: count_vms(st)]:
+        pages, _ = _pages_of(st, v)
+        cached = pages[(pages & KIND != 0) & (pages & STATE != RESIDENT)]
+        wrong = (cached & STATE != SWAPPED) | (cached & ACCESSED != 0)
+        _require(not wrong.any(), "kinds", f"VM row {v}: {wrong.sum()} pages without a frame")
+        used += len(cached)
+    _require(
+        used == host.ssd_used <= host.ssd_slots,
+        "host cache",
+        f"{used} counted, {host.ssd_used} kept, {host.ssd_slots} at most",
+    )
 
 
 def hints_are_owned(st: HostState) -> None:
@@ -272,4 +288,5 @@ def check(st: HostState) -> None:
     references_are_conserved(st)
     frames_are_conserved(st)
     highmem_is_conserved(st)
+    host_cache_is_accounted(st)
     hints_are_owned(st)

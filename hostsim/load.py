@@ -77,6 +77,8 @@ def _host_of_kind(config: HostConfig, seed: int, sample: int, tick_ms: int) -> A
     row.sample_pages, row.sample_ms = config.sampling.pages, config.sampling.period
     row.swap_latency_ns = config.swap.latency
     row.swap_iops, row.swap_cluster = config.swap.iops * MILLI, config.swap.write_cluster
+    row.ssd_slots = slots(config.host_cache.size, sample)
+    row.ssd_latency_ns, row.ssd_iops = config.host_cache.latency, config.host_cache.iops * MILLI
     paging = config.paging
     row.share_first, row.map_clean = paging.share_first, paging.map_clean
     row.skip_overwritten = paging.skip_overwritten

@@ -137,6 +137,7 @@ def count_events(st: HostState, row: Any) -> None:
     row.cow_breaks = host.cow_breaks * k
     row.inflated_pages, row.deflated_pages = host.inflated * k, host.deflated * k
     row.swap_out_pages, row.swap_in_pages = host.swap_outs * k, host.swap_ins * k
+    row.host_cache_out_pages, row.host_cache_in_pages = host.ssd_outs * k, host.ssd_ins * k
     row.swap_dropped_pages, row.swap_skipped_pages = host.swap_drops * k, host.swap_skips * k
     row.compressions, row.decompressions = host.compressions * k, host.decompressions * k
     row.cache_evictions = host.cache_evictions * k
@@ -156,7 +157,7 @@ def count_events(st: HostState, row: Any) -> None:
     host.stalled_touches = host.minor_faults = 0
     host.transmits = host.copies = host.remaps = 0
     host.compressions = host.decompressions = host.cache_evictions = 0
-    host.large_breaks = 0
+    host.large_breaks = host.ssd_outs = host.ssd_ins = 0
 
 
 @kernel

@@ -210,7 +210,7 @@ CONFIGURED = (
     *("scan_ns", "copy_ns", "copy_threshold", "remap"),
     *("share_first", "map_clean", "skip_overwritten"),
     *("compression", "compressed_max_permille", "decompress_ns", "large_slots", "large_floor"),
-    "eager",
+    *("eager", "ssd_slots", "ssd_latency_ns", "ssd_iops"),
 )
 """Fields of a host's row that follow from its configuration."""
 SPECIFIED = (

@@ -169,6 +169,7 @@ def pin(st: HostState, v: int, ppn: int) -> int:
     if state == RESIDENT or state == SHARED:
         freed = fault.leave_memory(st, v, ppn, BALLOONED)
     elif state == SWAPPED:
+        fault.free_swap_slot(st, slot)
         set_state(st, slot, BALLOONED)
         vm.swapped -= 1
         vm.ballooned += 1

@@ -68,6 +68,9 @@ HOST_ROW = np.dtype(
         ("deflated_pages", np.int64),
         ("swap_out_pages", np.int64),
         ("swap_in_pages", np.int64),
+        # Those of them that the host cache on an SSD took and gave.
+        ("host_cache_out_pages", np.int64),
+        ("host_cache_in_pages", np.int64),
         # Paged out without a write, and overwritten without having been read (config.Paging).
         ("swap_dropped_pages", np.int64),
         ("swap_skipped_pages", np.int64),

@@ -5,7 +5,8 @@ So no machine page number is stored: free memory is a count and a shared frame a
 The page of VM row v with number ppn lies at slot vms[v].base_slot + ppn of `page` and `content`.
 
 State byte (`page`): bits 0-2 state, 3 hint, 4 kind, 5 accessed, 6-7 guest use. Kind is set exactly
-when the page is RESIDENT and its frame lies in high memory, beyond the reach of devices. Accessed
+when the page is RESIDENT and its frame lies in high memory, beyond the reach of devices, or the
+page is SWAPPED and lies in the host cache on an SSD, not on the datastore. Accessed
 is cleared by the sampler and set by every touch; on a BALLOONED page it records that the host had
 backed the page when the guest pinned it, on a SWAPPED page that the host dropped it: its data is on
 the guest's own disk. So is that of a page in use whose state is BALLOONED or UNTOUCHED.

@@ -19,6 +19,7 @@ from hostsim.state import (
     CACHE,
     COMPRESSED,
     INDEX,
+    KIND,
     RESIDENT,
     SHARED,
     SWAPPED,
@@ -72,16 +73,30 @@ def find_victim(st: HostState, v: int, key: np.uint64, draw: int) -> int:
 
 
 @small
-def can_write(st: HostState) -> bool:
-    """Whether the swap device takes one more page in this step."""
-    return st.host[0].swap_cluster_left > 0 or st.host[0].swap_io_left > 0
+def _has_host_cache(st: HostState) -> bool:
+    """Whether the host cache takes one more page in this step."""
+    return st.host[0].ssd_used < st.host[0].ssd_slots and st.host[0].ssd_io_left > 0
 
 
 @small
-def write_one(st: HostState) -> None:
-    """A page that is SWAPPED joins the cluster being written; a new cluster is one operation."""
+def can_write(st: HostState) -> bool:
+    """Whether a swap device takes one more page in this step."""
+    host = st.host[0]
+    return host.swap_cluster_left > 0 or host.swap_io_left > 0 or _has_host_cache(st)
+
+
+@small
+def write_one(st: HostState, slot: int) -> None:
+    """A page that is SWAPPED goes to the host cache, if that takes it. Otherwise it joins the
+    cluster being written; a new cluster is one operation."""
     host = st.host[0]
     host.swap_outs += 1
+    if _has_host_cache(st):
+        st.page[slot] = i64(st.page[slot]) | KIND
+        host.ssd_used += 1
+        host.ssd_io_left -= 1
+        host.ssd_outs += 1
+        return
     if host.swap_cluster_left == 0:
         host.swap_io_left -= 1
         host.swap_cluster_left = host.swap_cluster
@@ -114,7 +129,7 @@ def keep_compressed(st: HostState, v: int, ppn: int) -> bool:
         set_state(st, vm.base_slot + old, SWAPPED)
         vm.swapped += 1
         st.host[0].cache_evictions += 1
-        write_one(st)
+        write_one(st, vm.base_slot + old)
     fault.leave_memory(st, v, ppn, COMPRESSED)
     compress.put(st, v, ppn)
     st.host[0].compressions += 1
@@ -146,7 +161,7 @@ def page_out(st: HostState, v: int, ppn: int) -> None:
         st.page[slot] = i64(st.page[slot]) | ACCESSED
         host.swap_drops += 1
         return
-    write_one(st)
+    write_one(st, slot)
 
 
 @kernel

@@ -84,10 +84,12 @@ def draw_first(st: HostState) -> int:
 
 @kernel
 def refill_devices(st: HostState) -> None:
-    """A step's worth of operations for the swap device and every guest's disk; unused ones go."""
+    """A step's worth of operations for the swap devices and every guest's disk; unused ones go."""
     host, unit = st.host[0], slot_unit(st)
     host.swap_io_carry = host.swap_io_carry % unit + host.swap_iops * host.dt_ms
     host.swap_io_left = host.swap_io_carry // unit
+    host.ssd_io_carry = host.ssd_io_carry % unit + host.ssd_iops * host.dt_ms
+    host.ssd_io_left = host.ssd_io_carry // unit
     for i in range(count_vms(st)):
         vm = st.vms[st.order[i]]
         vm.disk_io_carry = vm.disk_io_carry % unit + vm.disk_iops * host.dt_ms

@@ -37,7 +37,8 @@ def crowded_host(
     fast = {"scan_pages_per_s_vm": 50, "scan_pages_per_s_total": 150}
     io = {"low_memory": scenes.amount(LOW, 1), "copy_threshold": 1, "remap": "random"}
     small = {"enabled": True, "maximum": 20}
-    merged = {"balloon": slow, "sharing": fast, "io": io, "compression": small} | options
+    merged = {"balloon": slow, "sharing": fast, "io": io, "compression": small}
+    merged |= {"host_cache": {"size": scenes.amount(30, 1)}} | options
     made = Host(HostId(host), scenes.host(1, frames, **merged), seed, 1, SECOND)
     power_on(made, *(crowded_spec(vm) for vm in vms))
     return made
@@ -80,6 +81,7 @@ def starved() -> bytes:
         totals |= {
             "high and shared": host.state.shared_kind.any(),
             "copied": counter(host, "copies"),
+            "in the host cache": counter(host, "ssd_used"),
         }
         if all(totals.values()) and stale and counter(host, "hint_frames") > stale:
             return snapshot.save(host)

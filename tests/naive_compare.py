@@ -71,6 +71,8 @@ EVENTS = [
     "decompressions",
     "cache_evictions",
     "large_breaks",
+    "ssd_outs",
+    "ssd_ins",
 ]
 """Counters of a host since the last measurement."""
 
@@ -116,6 +118,8 @@ def host_numbers(esx: Esx) -> dict[str, int]:
         "scanned_last_step": esx.scanned_last_step,
         "scan_carry": int(esx.scan.owed * MILLIONTHS * esx.sample),
         "swap_io_left": esx.swap_io_left,
+        "ssd_io_left": esx.ssd_io_left,
+        "ssd_used": sum(len(vm.in_host_cache) for vm in esx.on()),
         "swap_cluster_left": esx.cluster_room,
     }
 
@@ -326,6 +330,8 @@ def _page_differences(
         yield from _unequal(f"{where} backed", is_backed, ppn in vm.backed)
         is_dropped = state == "swapped" and byte & ACCESSED != 0
         yield from _unequal(f"{where} dropped", is_dropped, ppn in vm.dropped)
+        is_cached = state == "swapped" and byte & KIND != 0
+        yield from _unequal(f"{where} in the host cache", is_cached, ppn in vm.in_host_cache)
     if entry is not None:
         kind = int(host.state.shared_kind[word & INDEX]) if entry.cow else byte & KIND
         yield from _unequal(f"{where} is high", kind != 0, esx.is_high(vm, ppn))

@@ -63,6 +63,7 @@ def runs_due(esx: Esx, period_ms: int) -> int:
 def refill_devices(esx: Esx) -> None:
     """Operations of a step; whole ones that were left over are lost."""
     esx.swap_io_left = esx.swap_io.due(per_step(esx, esx.config.swap.iops))
+    esx.ssd_io_left = esx.ssd_io.due(per_step(esx, esx.config.host_cache.iops))
     for vm in esx.on():
         guest = vm.guest
         guest.disk_io_left = guest.disk_io.due(per_step(esx, vm.spec.image.disk.iops))

@@ -44,6 +44,8 @@ EVENTS = {
     "compressions": "compressions",
     "decompressions": "decompressions",
     "cache_evictions": "cache_evictions",
+    "host_cache_out_pages": "ssd_outs",
+    "host_cache_in_pages": "ssd_ins",
 }
 
 

@@ -172,21 +172,28 @@ def swap_in(esx: Esx, vm: Vm, ppn: int) -> int:
         if vm.guest.disk_io_left <= 0:
             raise NoGuestIo
         vm.guest.disk_io_left -= 1
-        device = vm.spec.image.disk
+        latency = vm.spec.image.disk.latency
+    elif ppn in vm.in_host_cache:
+        if esx.ssd_io_left <= 0:
+            raise NoIo
+        esx.ssd_io_left -= 1
+        esx.events["ssd_ins"] += 1
+        latency = esx.config.host_cache.latency
     else:
         if esx.swap_io_left <= 0:
             raise NoIo
         esx.swap_io_left -= 1
-        device = esx.config.swap
+        latency = esx.config.swap.latency
     vm.pmap[ppn] = Backed(esx.machine.take(forget_swapped(vm, ppn), vm.salt))
     esx.events["swap_ins"] += 1
     vm.cause = "swap_in"
-    return device.latency
+    return latency
 
 
 def forget_swapped(vm: Vm, ppn: int) -> Content:
     """What a page outside memory held, which no device is asked for any more."""
     vm.dropped.discard(ppn)
+    vm.in_host_cache.discard(ppn)
     return vm.swap.pop(ppn)
 
 
@@ -284,7 +291,7 @@ def page_out(esx: Esx, vm: Vm, ppn: int) -> None:
         vm.dropped.add(ppn)
         esx.events["swap_drops"] += 1
         return
-    write_to_swap(esx)
+    write_to_swap(esx, vm, ppn)
 
 
 def keep_compressed(esx: Esx, vm: Vm, ppn: int) -> bool:
@@ -300,7 +307,7 @@ def keep_compressed(esx: Esx, vm: Vm, ppn: int) -> bool:
         vm.swap[oldest], _ = compress.take_out(esx, vm, oldest)
         vm.pmap[oldest] = Annotation.SWAPPED
         esx.events["cache_evictions"] += 1
-        write_to_swap(esx)
+        write_to_swap(esx, vm, oldest)
     content = esx.read(vm, ppn)
     leave_memory(esx, vm, ppn)
     compress.put(esx, vm, ppn, content)
@@ -308,8 +315,14 @@ def keep_compressed(esx: Esx, vm: Vm, ppn: int) -> bool:
     return True
 
 
-def write_to_swap(esx: Esx) -> None:
+def write_to_swap(esx: Esx, vm: Vm, ppn: int) -> None:
+    """To the host's SSD first, then to the datastore, cluster by cluster."""
     esx.events["swap_outs"] += 1
+    if esx.has_host_cache():
+        esx.ssd_io_left -= 1
+        esx.events["ssd_outs"] += 1
+        vm.in_host_cache.add(ppn)
+        return
     if esx.cluster_room == 0:  # the cluster that was being written is full: a new operation
         esx.swap_io_left -= 1
         esx.cluster_room = esx.config.swap.write_cluster

@@ -14,6 +14,7 @@ from fractions import Fraction
 
 from naive_index import ContentIndex
 from naive_machine import Content, Draws, Machine, Meter
+from naive_policy import slots
 
 from hostsim import rng
 from hostsim.config import HostConfig
@@ -112,6 +113,8 @@ class Vm:
     pmap: dict[int, Backed | Annotation] = field(default_factory=dict)
     swap: dict[int, Content] = field(default_factory=dict)
     dropped: set[int] = field(default_factory=set)
+    in_host_cache: set[int] = field(default_factory=set)
+    """Swapped pages that lie on the host's SSD."""
     compressed: dict[int, Content] = field(default_factory=dict)
     """By age: see naive_compress."""
     cache_frames: list[int] = field(default_factory=list)
@@ -284,8 +287,10 @@ class Esx:
     rebalance: bool = True
     scanned_last_step: int = 0
     swap_io_left: int = 0
+    ssd_io_left: int = 0
     cluster_room: int = 0
     swap_io: Meter = field(default_factory=Meter)
+    ssd_io: Meter = field(default_factory=Meter)
     scan: Meter = field(default_factory=Meter)
     breaking: Meter = field(default_factory=Meter)
     level_ms: Counter[int] = field(default_factory=Counter)
@@ -297,7 +302,12 @@ class Esx:
 
     def can_write(self) -> bool:
         """Whether one more page can be swapped out in this step."""
-        return self.cluster_room > 0 or self.swap_io_left > 0
+        return self.cluster_room > 0 or self.swap_io_left > 0 or self.has_host_cache()
+
+    def has_host_cache(self) -> bool:
+        """Whether the host cache has room and time for one more page."""
+        used = sum(len(vm.in_host_cache) for vm in self.on())
+        return used < slots(self.config.host_cache.size, self.sample) and self.ssd_io_left > 0
 
     def on(self) -> list[Vm]:
         """VMs by ascending id."""

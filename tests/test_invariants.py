@@ -171,7 +171,11 @@ def large_page_with_a_hole(host: Host) -> None:
 
 
 def kind_without_a_frame(host: Host) -> None:
-    host.state.page[page_with(host, int(SWAPPED))] |= int(KIND)
+    host.state.page[page_with(host, int(BALLOONED))] |= int(KIND)
+
+
+def cached_nowhere(host: Host) -> None:
+    host.state.page[page_with(host, int(SWAPPED))] ^= int(KIND)
 
 
 def kind_of_a_page_alone(host: Host) -> None:
@@ -210,6 +214,7 @@ DAMAGES: list[tuple[str, str, Damage]] = [
     ("cache in high memory that is none", "high frames", add("compressed_highmem", 10**6, vm=2)),
     ("a large page with a hole", "large pages", large_page_with_a_hole),
     ("one more large page", "large pages", add("large", 1, vm=3)),
+    ("one more page in the host cache", "host cache", add("ssd_used", 1)),
     ("one more backed page", "balloon", add("backed", 1, vm=3)),
     ("a ballooned page gave nothing", "balloon", backed_by_nothing),
     ("a balloon without a driver", "balloon", no_driver),
@@ -223,7 +228,8 @@ DAMAGES: list[tuple[str, str, Damage]] = [
     ("a unique page is shared", "references", unique_but_shared),
     ("a stale page is shared", "references", stale_but_shared),
     ("one more shared frame", "distinct shared frames", add("distinct", 1)),
-    ("a swapped page of a kind", "kinds", kind_without_a_frame),
+    ("a ballooned page of a kind", "kinds", kind_without_a_frame),
+    ("a swapped page in no host cache", "host cache", cached_nowhere),
     ("a page of the other kind", "kinds", kind_of_a_page_alone),
     ("one more page in high memory", "kinds", add("highmem", 1, vm=2)),
     ("a kind of a content that nobody shares", "kinds", kind_of_no_shared_frame),

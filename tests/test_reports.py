@@ -42,6 +42,7 @@ KEYS: dict[str, set[str]] = {
         *("slowdown", "slowdown_epoch", "slowdown_by_cause", "swap_in_pages", "swap_out_pages"),
         *("double_paging_pages", "cow_breaks", "guest_paging_pages", "blocked_s"),
         *("compressions", "decompressions", "cache_evictions", "large_breaks"),
+        *("host_cache_out_pages", "host_cache_in_pages"),
         "migration_downtime_s",
     },
     "migrations": {"count", "gib", "mean_s", "rounds_mean", "slowed_s", "failed"},

@@ -120,7 +120,7 @@ def test_contents_are_named_as_in_each_vm_by_itself(salting: str) -> None:
         its = words[row.base_slot : row.base_slot + row.size_slots]
         alone = naming.to_local(its, naming.ranges_of(host, row_index(host, vm)))
         assert np.array_equal(naming.named(its, names), alone)
-        assert len(np.unique(alone[alone & UNIQUE == 0] >> snapshot.RANGE_SHIFT)) > 1
+        assert len(np.unique(alone[alone & UNIQUE == 0] >> naming.RANGE_SHIFT)) > 1
 
 
 def test_a_measurement_is_part_of_the_digest_and_saving_is_not() -> None:

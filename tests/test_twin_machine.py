@@ -92,6 +92,11 @@ def host_configs(draw: st.DrawFn, k: int) -> HostConfig:
             iops=draw(st.sampled_from([200 * k, 10 * k, 1])),
             write_cluster=draw(st.sampled_from([1, 5])),
         ),
+        host_cache={
+            "size": scenes.amount(draw(st.sampled_from([0, 0, 12, 500])), k),
+            "latency": 70_000,
+            "iops": draw(st.sampled_from([300 * k, 5 * k])),
+        },
         swap_space=scenes.amount(draw(st.sampled_from([10_000, 10_000, 800])), k),
     )
 
