@@ -35,7 +35,10 @@ _COST = (
 _FIT = ("vms_per_host_mean", "vms_per_host_max", "overcommit_configured", "overcommit_peak")
 _VMS = ("submitted", "placed", "refused", "waiting", "completed")
 _MIGRATIONS = ("count", "gib", "mean_s", "rounds_mean", "slowed_s", "failed")
-_FAILURES = ("hosts", "vms_restarted", "vms_lost", "downtime_s", "steady_s")
+_FAILURES = (
+    *("hosts", "vms_restarted", "vms_lost", "downtime_s", "steady_s"),
+    *("sharing_broken_gib", "storm_host_s"),
+)
 _ERRORS = ("shared_saved_rel_std", "consumed_rel_std", "swapped_rel_std")
 SHAPE: dict[str, Any] = {
     "scenario": {"name": _TEXT, "seed": _COUNT, "digest": _TEXT},

@@ -35,6 +35,8 @@ from cluster.rows import Columns, VmFate
 from hostsim.units import GIB, PAGE_SIZE, HostId
 
 PERCENTS = (50, 95, 99)
+AFTERMATH_MS = 3_600_000
+"""How long after a failure reclamation is looked at, against as long before."""
 STEADY_EPOCHS, STEADY_SLACK = 3, 0.01
 """After a failure: epochs in a row, and how much more host time outside HIGH than before it."""
 UNKNOWN = dict.fromkeys(("mean", *(f"p{percent}" for percent in PERCENTS), "max"))
@@ -137,7 +139,30 @@ def _failures(run: Aggregator, history: History) -> dict[str, Any]:
         "vms_lost": len(lost),
         "downtime_s": downtime_ms / 1000,
         "steady_s": _mean(known) if len(known) == len(steady_ms) else None,
+        "sharing_broken_gib": _mean([_sharing_broken(run, at_ms) for at_ms in history.failures]),
+        "storm_host_s": _mean([_storm(run, at_ms) for at_ms in history.failures]),
     }
+
+
+def _sharing_broken(run: Aggregator, failed_ms: int) -> float:
+    """GiB that sharing saved in the epoch before a failure and no longer at the end of its own."""
+    first = failed_ms // run.epoch_ms
+    saved = run.epochs["shared_saved_pages"]
+    before = saved[first - 1] if first else 0
+    return max(before - saved[first], 0) * PAGE_SIZE / GIB
+
+
+def _storm(run: Aggregator, failed_ms: int) -> float:
+    """Host seconds outside HIGH in the hour after a failure, beyond those of the hour before."""
+    first, span = failed_ms // run.epoch_ms, max(AFTERMATH_MS // run.epoch_ms, 1)
+
+    def pressed_ms(epochs: range) -> int:
+        hosts, high = run.epochs["hosts"], run.epochs["high_ms"]
+        return sum(hosts[at] * run.epoch_ms - high[at] for at in epochs)
+
+    after = range(first, min(first + span, len(run.epochs["hosts"])))
+    before = range(max(first - len(after), 0), first)
+    return (pressed_ms(after) - pressed_ms(before)) / 1000
 
 
 def _steady_after(run: Aggregator, history: History, failed_ms: int) -> int | None:

@@ -83,13 +83,9 @@ def test_a_host_in_maintenance_is_emptied_without_a_failure(tmp_path: Path) -> N
     off = [one for one in events if one["kind"] == hosts.HOST_OFF]
     assert [(one["host"], one["reason"]) for one in off] == [("esx-1", "maintenance")]
     assert off[0]["at_s"] >= moved[-1]["at_s"]
-    assert report["failures"] == {
-        "hosts": 0,
-        "vms_restarted": 0,
-        "vms_lost": 0,
-        "downtime_s": 0.0,
-        "steady_s": None,
-    }
+    none = {"hosts": 0, "vms_restarted": 0, "vms_lost": 0, "downtime_s": 0.0}
+    unknown = dict.fromkeys(("steady_s", "sharing_broken_gib", "storm_host_s"))
+    assert report["failures"] == none | unknown
 
 
 def test_energy_is_linear_in_load_and_nothing_when_off(tmp_path: Path) -> None:

@@ -46,7 +46,10 @@ KEYS: dict[str, set[str]] = {
         "migration_downtime_s",
     },
     "migrations": {"count", "gib", "mean_s", "rounds_mean", "slowed_s", "failed"},
-    "failures": {"hosts", "vms_restarted", "vms_lost", "downtime_s", "steady_s"},
+    "failures": {
+        *("hosts", "vms_restarted", "vms_lost", "downtime_s", "steady_s"),
+        *("sharing_broken_gib", "storm_host_s"),
+    },
     "energy": {"kwh"},
     "error": {
         "sample",
@@ -287,3 +290,25 @@ def test_nearest_rank_is_a_value_that_occurred_and_agrees_with_numpy() -> None:
         for p in (50, 95, 99, 100):
             expected = np.percentile(values, p, method="inverted_cdf")
             assert reports.nearest_rank(values, p) == expected
+
+
+def test_the_aftermath_of_a_failure_is_read_off_the_epochs() -> None:
+    """A failure at minute 4: sharing falls from 3 to 1 GiB; two of four hosts are outside HIGH in
+    minutes 4 to 6, and one was in minute 3. From minute 7 on it is as calm as before."""
+    run = Aggregator([], [], epoch_ms=60_000)
+    pressed = [0, 0, 0, 1, 2, 2, 2, 1, 0, 0, 0, 0]
+    saved_gib = [3, 3, 3, 3, 1, 1, 2, 2, 2, 2, 2, 2]
+    for name in run.epochs:
+        run.epochs[name].extend([0] * 12)
+    for epoch in range(12):
+        run.epochs["hosts"][epoch] = 4
+        run.epochs["high_ms"][epoch] = 60_000 * (4 - pressed[epoch])
+        run.epochs["shared_saved_pages"][epoch] = saved_gib[epoch] * GIB // PAGE_SIZE
+    history = History(failures=[240_000], restarts=[(240_000, 300_000)] * 3)
+    found = reports._failures(run, history)
+    assert found["sharing_broken_gib"] == 2
+    assert found["storm_host_s"] == (2 + 2 + 2 + 1 - 1) * 60
+    assert found["steady_s"] == 180
+    assert found["downtime_s"] == 180 and found["vms_restarted"] == 3
+    never = reports._failures(run, History(failures=[240_000, 660_000]))
+    assert never["steady_s"] is None, "the second one has no three epochs left"
