@@ -297,6 +297,8 @@ def page_out(esx: Esx, vm: Vm, ppn: int) -> None:
 def keep_compressed(esx: Esx, vm: Vm, ppn: int) -> bool:
     """Compress before swap. A full cache swaps what it has held longest; while it cannot, the
     victim stays where it is. False: the page has to be swapped."""
+    if not esx.config.compression.enabled:
+        return False
     quarters, most = compress.quarters(esx, vm, ppn), compress.most(esx, vm)
     if quarters == 0 or quarters > most:
         return False

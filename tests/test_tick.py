@@ -343,4 +343,4 @@ def test_a_host_without_vms_only_lets_time_pass() -> None:
     assert counter(host, "now_ms") == 10 * MINUTE
     assert counter(host, "tick") == 600
     assert counter(host, "free") == counter(host, "machine") == in_slots(64 * MIB)
-    assert host.state.level_ms.tolist() == [10 * MINUTE, 0, 0, 0]
+    assert host.state.level_ms.tolist() == [10 * MINUTE, 0, 0, 0, 0]
