@@ -22,7 +22,7 @@ from typing import Any
 from cluster import budget, charts, html, progress, ray_environment, tables
 from cluster.coordinator import Coordinator, Outcome
 from cluster.errors import ClusterError, StoppedError
-from cluster.fleet import HostSet, LocalFleet, census_epochs
+from cluster.fleet import HostSet, LocalFleet, census_epochs, sketching
 from cluster.population import Population, populate
 from cluster.scenario_file import Loaded, load
 from hostsim.host import warm
@@ -179,6 +179,7 @@ def _run_local(
         epoch_ms=scenario.epoch,
         check=options.check,
         census_epochs=census_epochs(scenario),
+        sketching=sketching(scenario, population),
     )
     with progress.shown(scenario) as watch:
         with stop.leaving():
@@ -213,6 +214,7 @@ def _run_on_ray(
                 scenario.epoch,
                 options.check,
                 census_epochs(scenario),
+                sketching(scenario, population),
             )
             how = _how(options, {"fleet": "ray", "actors": n_actors, "hosts_per_actor": packed})
             how |= {"ray_cluster": facts}

@@ -10,9 +10,8 @@ import numpy as np
 
 from hostsim.jit import i64, kernel, small
 
-TOUCH, SCAN, SWAP, ORDER, GUEST, SAMPLE, DEFLATE, TRANSMIT, REMAP, POOL, SLOTS, SPREAD = range(
-    1, 13
-)
+TOUCH, SCAN, SWAP, ORDER, GUEST, SAMPLE, DEFLATE, TRANSMIT, REMAP = range(1, 10)
+POOL, SLOTS, SPREAD, SKETCH = range(10, 14)
 """Purposes: what a stream is for."""
 
 _WEYL = np.uint64(0x9E3779B97F4A7C15)

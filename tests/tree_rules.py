@@ -27,7 +27,7 @@ LAYERS = [
     "hostsim.composition hostsim.allocate hostsim.reclaim hostsim.sample hostsim.share"
     " hostsim.remap hostsim.invariants hostsim.spread",
     "hostsim.fault hostsim.contents hostsim.load hostsim.measure hostsim.packing",
-    "hostsim.lost hostsim.replacement hostsim.swap hostsim.tenancy",
+    "hostsim.lost hostsim.replacement hostsim.swap hostsim.tenancy hostsim.sketch",
     "hostsim.guest",
     "hostsim.balloon hostsim.loud",
     "hostsim.touch",
@@ -52,7 +52,7 @@ LAYERS = [
     "cluster.scenario_events cluster.scenario_hashes cluster.outages",
     "cluster.scenario_file",
     "cluster.replays",
-    "cluster.rules cluster.pools",
+    "cluster.rules cluster.pools cluster.sketches",
     "cluster.population",
     "cluster.migration cluster.budget",
     "cluster.state",
