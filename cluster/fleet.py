@@ -204,7 +204,7 @@ class HostSet:
             return None
         one_in = self._sketching.one_in
         hosts = self._hosts.values()
-        parts = [sketch.running(host.state, host.ranges, one_in) for host in hosts]
+        parts = [sketch.running(one.state, one.ranges, one.specs, one_in) for one in hosts]
         return _by_vm(parts)
 
     def _blank(self, rows: Rows) -> None:

@@ -38,7 +38,7 @@ from hostsim.state import (
     Array,
     HostState,
 )
-from hostsim.units import slots
+from hostsim.units import VmId, slots
 
 NAMES = 256
 """Names of the largest sketch, or down to half as many, but for chance: 2 KiB at most. What VMs
@@ -154,10 +154,13 @@ def of_holdings(held: Holdings, lengths: Mapping[int, int], seed: int, one_in: i
     return np.sort(np.concatenate(parts))
 
 
-def running(st: HostState, ranges: Mapping[Key, Range], one_in: int) -> Array:
+def running(
+    st: HostState, ranges: Mapping[Key, Range], specs: Mapping[VmId, VmSpec], one_in: int
+) -> Array:
     """(n,) SKETCH, by VM and name: sketches of a host's booted VMs, of what is in memory now.
 
-    A VM that shares nothing, or has nothing to share, has one row, of NOTHING. ranges: the host's.
+    A VM that may share nothing, or has nothing to share, has one row, of NOTHING. ranges, specs:
+    the host's.
     """
     vms = np.flatnonzero((st.vms["vm"] >= 0) & (st.vms["booted"] == 1))
     ids = st.vms["vm"][vms].astype(np.int64)
@@ -168,7 +171,8 @@ def running(st: HostState, ranges: Mapping[Key, Range], one_in: int) -> Array:
     held = held[named[st.content[held] & np.uint32(INDEX)] != NOTHING]
     first = st.vms["base_slot"][vms]
     starts, ends = np.searchsorted(held, (first, first + st.vms["size_slots"][vms]))
-    lengths = np.where(st.vms["sharing"][vms] == 1, ends - starts, 0)
+    may_share = np.array([specs[vm].config.sharing for vm in ids.tolist()], np.bool_)
+    lengths = np.where(may_share, ends - starts, 0)
     rows = np.zeros(len(vms) + int(lengths.sum()), SKETCH)
     rows["vm"] = np.concatenate([ids, np.repeat(ids, lengths)])
     within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
