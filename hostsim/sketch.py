@@ -44,6 +44,8 @@ NAMES = 256
 """Names of the largest sketch, or down to half as many, but for chance: 2 KiB at most. What VMs
 have in common is then known to 1 / sqrt(128) = 9 % of what the largest holds, or better."""
 PLACE_BITS = 32
+BLOCK = 1 << 20
+"""Places or slots that are looked at in one go: what that takes must not grow with a host."""
 NOTHING = -1
 """The name in the one row of a VM whose sketch is empty."""
 SKETCH = np.dtype([("vm", np.int64), ("name", np.int64)])
@@ -101,7 +103,11 @@ def are_chosen(seed: int, family: int, places: Array, one_in: int) -> Array:
 @functools.lru_cache(maxsize=256)
 def chosen(seed: int, family: int, length: int, one_in: int) -> Array:
     """(n,) int64, rising: chosen places of a range of that length. Not to be written to."""
-    return np.flatnonzero(are_chosen(seed, family, np.arange(length), one_in))
+    found = [np.zeros(0, np.int64)]
+    for first in range(0, length, BLOCK):
+        places = np.arange(first, min(first + BLOCK, length))
+        found.append(places[are_chosen(seed, family, places, one_in)])
+    return np.concatenate(found)
 
 
 def names(family: int, places: Array) -> Array:
@@ -164,23 +170,50 @@ def running(
     """
     vms = np.flatnonzero((st.vms["vm"] >= 0) & (st.vms["booted"] == 1))
     ids = st.vms["vm"][vms].astype(np.int64)
-    named = _named(st, ranges, one_in)
-    state = st.page & np.uint8(STATE)
-    is_held = ((state == RESIDENT) | (state == SHARED)) & (st.content & np.uint32(UNIQUE) == 0)
-    held = np.flatnonzero(is_held)
-    held = held[named[st.content[held] & np.uint32(INDEX)] != NOTHING]
+    indices, named = _chosen_of(st, ranges, one_in)
+    held = _held(st, indices)
     first = st.vms["base_slot"][vms]
     starts, ends = np.searchsorted(held, (first, first + st.vms["size_slots"][vms]))
     may_share = np.array([specs[vm].config.sharing for vm in ids.tolist()], np.bool_)
     lengths = np.where(may_share, ends - starts, 0)
-    rows = np.zeros(len(vms) + int(lengths.sum()), SKETCH)
-    rows["vm"] = np.concatenate([ids, np.repeat(ids, lengths)])
     within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    slot = held[np.repeat(starts, lengths) + within]
-    rows["name"] = np.concatenate(
-        [np.full(len(vms), NOTHING), named[st.content[slot] & np.uint32(INDEX)]]
-    )
+    slots_of = held[np.repeat(starts, lengths) + within]
+    rows = np.zeros(len(vms) + len(slots_of), SKETCH)
+    rows["vm"] = np.concatenate([ids, np.repeat(ids, lengths)])
+    rows["name"][: len(vms)] = NOTHING
+    rows["name"][len(vms) :] = named[np.searchsorted(indices, _indices(st.content[slots_of]))]
     return without_needless(rows)
+
+
+def _indices(content: Array) -> Array:
+    """Content words without their flags."""
+    return content & np.uint32(INDEX)
+
+
+def _chosen_of(st: HostState, ranges: Mapping[Key, Range], one_in: int) -> tuple[Array, Array]:
+    """(n,), (n,) int64: a host's indices of chosen contents, rising, and their names."""
+    seed = int(st.host["seed"][0])
+    indices, named = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for key, at in ranges.items():
+        if key.kind in (IMAGE_RANGE, APPLICATION_RANGE):
+            places = chosen(seed, key.family, at.length, one_in)
+            indices.append(at.base + places)
+            named.append(names(key.family, places))
+    return np.concatenate(indices), np.concatenate(named)
+
+
+def _held(st: HostState, indices: Array) -> Array:
+    """(n,) int64, rising: slots in memory that hold one of these contents."""
+    is_chosen = np.zeros(max(len(st.indexed), 1), np.bool_)
+    is_chosen[indices] = True
+    found = [np.zeros(0, np.int64)]
+    for first in range(0, len(st.page), BLOCK):
+        page, content = st.page[first : first + BLOCK], st.content[first : first + BLOCK]
+        state = page & np.uint8(STATE)
+        is_held = (state == RESIDENT) | (state == SHARED)
+        slots_of = np.flatnonzero(is_held & (content & np.uint32(UNIQUE) == 0))
+        found.append(first + slots_of[is_chosen[_indices(content[slots_of])]])
+    return np.concatenate(found)
 
 
 def without_needless(rows: Array) -> Array:
@@ -193,14 +226,3 @@ def without_needless(rows: Array) -> Array:
     keep[1:] &= ~repeats
     keep[:-1] &= ~needless
     return rows[keep]
-
-
-def _named(st: HostState, ranges: Mapping[Key, Range], one_in: int) -> Array:
-    """(n_contents,) int64: the name of each content that was chosen, of the others NOTHING."""
-    named = np.full(max(len(st.indexed), 1), NOTHING, np.int64)
-    seed = int(st.host["seed"][0])
-    for key, at in ranges.items():
-        if key.kind in (IMAGE_RANGE, APPLICATION_RANGE):
-            places = chosen(seed, key.family, at.length, one_in)
-            named[at.base + places] = names(key.family, places)
-    return named

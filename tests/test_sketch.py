@@ -188,8 +188,12 @@ def test_without_sharing_nothing_is_in_common() -> None:
 
 
 @pytest.mark.parametrize("salting", ["none", "vm"])
-def test_a_host_finds_what_looking_at_every_page_finds(salting: str) -> None:
+def test_a_host_finds_what_looking_at_every_page_finds(
+    salting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Under pressure, with writes, scans, balloons and swapping: whatever may be in memory."""
+    monkeypatch.setattr(sketch, "BLOCK", 1000)  # several of them
+    sketch.chosen.cache_clear()
     image = make_image(4 * MIB, **POOLED)
     rates = {"scan_pages_per_s_vm": 4000, "scan_pages_per_s_total": 8000}
     sharing = {"enabled": True, "salting": salting} | rates
