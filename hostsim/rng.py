@@ -10,9 +10,11 @@ import numpy as np
 
 from hostsim.jit import i64, kernel, small
 
-TOUCH, SCAN, SWAP, ORDER, GUEST, SAMPLE, DEFLATE, TRANSMIT, REMAP = range(1, 10)
-POOL, SLOTS, SPREAD, SKETCH = range(10, 14)
+TOUCH, SCAN, SWAP, ORDER, GUEST, SAMPLE, DEFLATE, TRANSMIT, REMAP, POOL, SLOTS, SPREAD = range(
+    1, 13
+)
 """Purposes: what a stream is for."""
+SKETCH = 15
 
 _WEYL = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)

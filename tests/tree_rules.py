@@ -27,8 +27,8 @@ LAYERS = [
     "hostsim.composition hostsim.allocate hostsim.reclaim hostsim.sample hostsim.share"
     " hostsim.remap hostsim.invariants hostsim.spread",
     "hostsim.fault hostsim.contents hostsim.load hostsim.measure hostsim.packing",
-    "hostsim.lost hostsim.replacement hostsim.swap hostsim.tenancy hostsim.sketch",
-    "hostsim.guest",
+    "hostsim.lost hostsim.replacement hostsim.swap hostsim.tenancy",
+    "hostsim.guest hostsim.sketch",
     "hostsim.balloon hostsim.loud",
     "hostsim.touch",
     "hostsim.workload",
