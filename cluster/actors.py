@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.coordinator import Coordinator, Outcome, Progress, Watch
 from cluster.errors import ClusterError
-from cluster.fleet import Finish, HostSet, Images, merge
+from cluster.fleet import Finish, HostSet, Images, Sketching, merge
 from cluster.messages import EpochReport, MoveIn, MoveOut, Order
 from cluster.population import HostSpec, Population
 from cluster.scenario_file import Loaded
@@ -48,6 +48,7 @@ class HostSetup:
     epoch_ms: int
     check: bool
     census_epochs: int
+    sketching: Sketching | None = None
 
     def build(self) -> HostSet:
         """Make the hosts."""
@@ -59,6 +60,7 @@ class HostSetup:
             epoch_ms=self.epoch_ms,
             check=self.check,
             census_epochs=self.census_epochs,
+            sketching=self.sketching,
         )
 
 

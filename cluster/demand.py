@@ -13,11 +13,20 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.decisions import Sight
-from cluster.state import NOWHERE, ClusterState
+from cluster.state import NOWHERE, ClusterState, Ints
 
 Floats = npt.NDArray[np.float64]
 MEMORY, CPU = 0, 1
 """Resources: rows of demands, capacities and loads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What VMs have in common, in bytes. alone (n_vms,): what a VM would consume by itself. saved
+    (n_hosts,): what those who are on a host, or on their way there, consume less together."""
+
+    alone: Ints
+    saved: Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +44,12 @@ class Load:
         return self.on_host / self.capacity
 
 
-def measure(now: ClusterState, sight: Sight) -> Load:
-    """Demand and capacity as last measured."""
+def measure(now: ClusterState, sight: Sight, shared: Shared | None = None) -> Load:
+    """Demand and capacity as last measured. shared: what VMs have in common, if that is known
+    better; its VMs demand what they would alone, and hosts less by what is saved there."""
     idle = sight.scenario.balancing.idle
-    held = np.maximum(now.consumed - now.active, 0)
+    consumed = now.consumed if shared is None else shared.alone
+    held = np.maximum(consumed - now.active, 0)
     memory = now.active + held * idle // 1000 + now.vms.overhead
     demand = np.stack([memory, now.cpu_ms]).astype(np.float64)
     capacity = np.stack([now.hosts.reservable, now.hosts.cpus * sight.scenario.epoch])
@@ -46,6 +57,8 @@ def measure(now: ClusterState, sight: Sight) -> Load:
     on, n = where != NOWHERE, len(now.hosts.memory)
     # Sums of whole numbers below 2 ** 53: exact in any order.
     on_host = [np.bincount(where[on], weights=row[on], minlength=n) for row in demand]
+    if shared is not None:
+        on_host[MEMORY] = on_host[MEMORY] - shared.saved * (idle / 1000)
     return Load(demand, np.maximum(capacity, 1).astype(np.float64), np.stack(on_host))
 
 

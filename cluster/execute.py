@@ -22,7 +22,7 @@ from typing import Any
 from cluster import budget, charts, html, progress, ray_environment, tables
 from cluster.coordinator import Coordinator, Outcome, Watch
 from cluster.errors import ClusterError, StoppedError
-from cluster.fleet import HostSet, LocalFleet, census_epochs
+from cluster.fleet import HostSet, LocalFleet, census_epochs, sketching
 from cluster.population import Population, populate
 from cluster.scenario_file import Loaded, load
 from hostsim.host import warm
@@ -200,6 +200,7 @@ def in_process(
         epoch_ms=scenario.epoch,
         check=check,
         census_epochs=census_epochs(scenario),
+        sketching=sketching(scenario, population),
     )
     fleet = LocalFleet(hosts)
     return Coordinator(loaded, population, fleet, out, how_run, watch, should_stop).run()
@@ -230,6 +231,7 @@ def _run_on_ray(
                 scenario.epoch,
                 options.check,
                 census_epochs(scenario),
+                sketching(scenario, population),
             )
             fleet = {"fleet": "ray", "actors": n_actors, "hosts_per_actor": packed}
             how_run = how(options.check, {**fleet, "ray_cluster": facts})

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from cluster import balancing
 from cluster.messages import (
     Delay,
     Entitle,
@@ -30,9 +31,9 @@ from cluster.messages import (
     SwitchOff,
     SwitchOn,
 )
-from cluster.population import HostSpec
+from cluster.population import HostSpec, Population
 from cluster.scenario import Scenario
-from hostsim import image, invariants, snapshot, spread
+from hostsim import image, invariants, sketch, snapshot, spread
 from hostsim.host import Host, epoch_tables, run_epochs
 from hostsim.image import VmImage
 from hostsim.rows import Rows, Tables
@@ -54,6 +55,20 @@ def census_epochs(scenario: Scenario) -> int:
     if scenario.fidelity.sample == 1:
         return 0
     return max(scenario.duration // scenario.epoch // CENSUSES, 1)
+
+
+class Sketching(NamedTuple):
+    """How often hosts sketch what their VMs hold, in epochs; of how many contents one is named."""
+
+    epochs: int
+    one_in: int
+
+
+def sketching(scenario: Scenario, population: Population) -> Sketching | None:
+    """At each look of balancing, if it goes by content; from the scenario alone."""
+    if population.sketches is None or scenario.balancing.level <= balancing.MANDATORY:
+        return None
+    return Sketching(balancing.interval_epochs(scenario), population.sketches.one_in)
 
 
 class Fleet(Protocol):
@@ -103,14 +118,16 @@ class HostSet:
         epoch_ms: int,
         check: bool,
         census_epochs: int = 0,
+        sketching: Sketching | None = None,
     ) -> None:
-        """census_epochs: how often slots are compared, see `census_epochs`."""
+        """census_epochs: how often slots are compared, see `census_epochs`; sketching: likewise."""
         self._hosts = {
             spec.host: Host(spec.host, spec.config, seed, sample, tick_ms) for spec in hosts
         }
         self._epoch_ms = epoch_ms
         self._check = check
         self._census_epochs = census_epochs
+        self._sketching = sketching
         self._off: set[HostId] = set()
 
     def take(self, orders: Sequence[MoveOut]) -> dict[VmId, VmImage]:
@@ -139,6 +156,7 @@ class HostSet:
         n_hosts, n_vms = len(hosts), len(rows[1]) // max(n_epochs, 1)
         changes: list[LevelChange] = []
         contrasts = spread.no_contrasts()
+        sketches: Rows | None = None
         done = 0
         while done < n_epochs:
             span = self._span(first_epoch + done, n_epochs - done)
@@ -150,6 +168,8 @@ class HostSet:
             if self._is_census(first_epoch + upto):
                 for host in hosts:
                     spread.add_to(contrasts, host.state)
+            found = self._sketches(first_epoch + upto)
+            sketches = sketches if found is None else found
             done = upto
         changes.sort(key=_in_order)
         self._blank(rows[0])
@@ -159,6 +179,7 @@ class HostSet:
             level_changes=tuple(changes),
             busy_s=time.process_time() - started,
             contrasts=contrasts,
+            sketches=sketches,
         )
 
     def digests(self) -> dict[HostId, str]:
@@ -169,12 +190,22 @@ class HostSet:
         """Epochs from `epoch` on that run without a look at the hosts, of those that are left."""
         if self._check:
             return 1
-        if self._census_epochs == 0:
-            return left
-        return min(left, self._census_epochs - epoch % self._census_epochs)
+        periods = [self._census_epochs] * (self._census_epochs > 0)
+        if self._sketching is not None:
+            periods.append(self._sketching.epochs)
+        return min([left, *(period - epoch % period for period in periods)])
 
     def _is_census(self, epoch: int) -> bool:
         return self._census_epochs > 0 and epoch % self._census_epochs == 0
+
+    def _sketches(self, epoch: int) -> Rows | None:
+        """What VMs hold at the end of the epoch before this one, where it is due."""
+        if self._sketching is None or epoch % self._sketching.epochs:
+            return None
+        one_in = self._sketching.one_in
+        hosts = self._hosts.values()
+        parts = [sketch.running(one.state, one.ranges, one.specs, one_in) for one in hosts]
+        return _by_vm(parts)
 
     def _blank(self, rows: Rows) -> None:
         """Hosts that are off have time go by, and nothing to report."""
@@ -268,16 +299,24 @@ def _in_order(change: LevelChange) -> tuple[int, int, int]:
     return change.epoch, change.host, change.at_ms
 
 
+def _by_vm(parts: Sequence[Rows]) -> Rows:
+    """Sketches of several hosts, or sets of them, by VM and name: a VM is on one host."""
+    rows = np.concatenate(parts)
+    return rows[np.argsort(rows["vm"], kind="stable")]
+
+
 def merge(reports: Sequence[EpochReport]) -> EpochReport:
     """One report of several sets' reports: rows by epoch, then host, then VM."""
     hosts = np.concatenate([report.hosts for report in reports])
     vms = np.concatenate([report.vms for report in reports])
     changes = [change for report in reports for change in report.level_changes]
     changes.sort(key=_in_order)
+    sketches = [report.sketches for report in reports if report.sketches is not None]
     return EpochReport(
         hosts=hosts[np.lexsort((hosts["host"], hosts["epoch"]))],
         vms=vms[np.lexsort((vms["vm"], vms["host"], vms["epoch"]))],
         level_changes=tuple(changes),
         busy_s=sum(report.busy_s for report in reports),
         contrasts=sum((report.contrasts for report in reports), spread.no_contrasts()),
+        sketches=_by_vm(sketches) if sketches else None,
     )

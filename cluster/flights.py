@@ -45,7 +45,9 @@ def why_not(
     for what, host in (("source", source), ("target", target)):
         if busy[host] >= sight.scenario.migration.concurrent:
             return f"the {what} has as many migrations as it may"
-    known = placement.taken(now, sight.scenario.placement) if taken is None else taken
+    known = taken
+    if known is None:
+        known = placement.taken(now, sight.scenario.placement, contents=False)
     if not placement.has_memory_reservation(now, known, sight.scenario.placement, vm)[target]:
         return "the target has not the memory reserved"
     if not placement.has_swap_space(now, known, sight.scenario.placement, vm)[target]:

@@ -12,7 +12,7 @@ from cluster import flights, hosts, placement, state
 from cluster.agenda import MIGRATE, POWER_OFF, POWER_ON, RESET, Due, HostDue
 from cluster.decisions import Decision, Plan, Sight
 from cluster.messages import Order, PowerOff, PowerOn, Reset, SetVm
-from cluster.placement import Taken
+from cluster.placement import Choice, Taken
 from cluster.policies import Placement
 from cluster.scenario import EventValues
 from cluster.state import BOOTING, NOWHERE, ON, STANDBY, ClusterState, Waiting
@@ -123,8 +123,21 @@ def _power_on(
     load = placement.load(now, policy, due.vm, taken)[choice.host]
     facts |= {"policy": policy.policy, "by": policy.by}
     facts |= {"taken_bytes": int(load), "host_bytes": int(now.hosts.memory[choice.host])}
+    facts |= of_content(choice, sight)
     order = PowerOn(choice.host, as_set(now, sight.population.vms[due.vm].spec))
     return order, replace(told, host=choice.host, facts=facts)
+
+
+def of_content(choice: Choice, sight: Sight) -> dict[str, Any]:
+    """What a VM would share where it goes, and at the best host whatever VMs hold."""
+    if choice.blind is None:
+        return {}
+    return {
+        "content_permille": sight.scenario.placement.content,
+        "common_bytes": choice.common,
+        "blind_host": sight.population.hosts[choice.blind].name,
+        "blind_common_bytes": choice.blind_common,
+    }
 
 
 def _could_wake(now: ClusterState, due: Due, policy: Placement) -> bool:

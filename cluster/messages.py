@@ -184,3 +184,6 @@ class EpochReport:
     """CPU seconds that host ticks took: how we ran, never part of the result."""
     contrasts: Rows = field(default_factory=no_contrasts)
     """What the hosts' slots differ by, added up over hosts and censuses: see `hostsim.spread`."""
+    sketches: Rows | None = None
+    """(n,) SKETCH, by VM and name: what booted VMs hold, see `hostsim.sketch`; of the last epoch at
+    whose end it was due. None: it was not."""

@@ -1,7 +1,9 @@
 """PURE: which host a VM is powered on at. Filters first (can it?), then a score (how well?).
 
-Filters run in the order of FILTERS; the one that leaves no host is the reason of a refusal. Ties of
-the score go to the lower host id. Nothing here looks beyond its parameters.
+Filters run in the order of FILTERS; the one that leaves no host is the reason of a refusal. The
+score weighs what the policy goes by with what the VM would have in common with those on the host.
+Ties go to the host that the policy prefers, then to the lower id. Nothing here looks beyond its
+parameters.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster import sketches
 from cluster.policies import Placement
 from cluster.state import NOWHERE, ON, ClusterState, Ints
 from hostsim.units import HostId, VmId
@@ -25,13 +28,15 @@ class Taken:
     """What the VMs that are on, or on their way there, take of each host, (n_hosts,) each.
 
     promised: bytes of reservations and overhead. swappable: bytes of swap space. load: bytes of
-    what the placement goes by. vcpus: a number.
+    what the placement goes by. vcpus: a number. is_held: (n_atoms, n_hosts) bool, which parts of
+    what VMs may have in common are there; of no use unless the placement goes by content.
     """
 
     promised: Ints
     swappable: Ints
     load: Ints
     vcpus: Ints
+    is_held: Bools
 
     def with_one(self, state: ClusterState, placement: Placement, vm: VmId) -> Taken:
         """The same with one VM more, that has just been powered on in `state`."""
@@ -42,11 +47,16 @@ class Taken:
             found[here] += more
             return found
 
+        is_held = self.is_held
+        if placement.content:
+            row = int(state.holds[vm])
+            is_held = sketches.with_row(state.sketches, row, is_held, int(here))
         return Taken(
             promised=plus(self.promised, reservation + state.vms.overhead[vm]),
             swappable=plus(self.swappable, state.vms.size[vm] - reservation),
             load=plus(self.load, _of_newcomers(state, placement)[vm]),
             vcpus=plus(self.vcpus, state.vms.vcpus[vm]),
+            is_held=is_held,
         )
 
 
@@ -62,16 +72,27 @@ class Choice:
     """Name of the filter that left no host; None when one was found."""
     left: dict[str, int]
     """Hosts that each filter left, in the order of filtering."""
+    common: int = 0
+    """Bytes that the VM would have in common with those on the host."""
+    blind: HostId | None = None
+    """The host that the policy prefers, whatever VMs hold; None unless placement goes by content"""
+    blind_common: int = 0
+    """Bytes that it would have in common with those there."""
 
 
-def taken(state: ClusterState, placement: Placement) -> Taken:
-    """What is taken of each host now."""
+def taken(state: ClusterState, placement: Placement, contents: bool = True) -> Taken:
+    """What is taken of each host now. contents: whether to tell what VMs there hold, too."""
+    is_held = np.zeros((len(state.sketches.weights), len(state.power)), np.bool_)
+    if placement.content and contents:
+        where = state.whereabouts()
+        is_held = sketches.held(state.sketches, state.holds, where, len(state.power)) > 0
     by = {"configured": state.vms.size, "consumed": state.consumed, "active": state.active}
     return Taken(
         promised=state.promised(state.reservation + state.vms.overhead),
         swappable=state.promised(state.vms.size - state.reservation),
         load=state.promised(by[placement.by]),
         vcpus=state.promised(state.vms.vcpus),
+        is_held=is_held,
     )
 
 
@@ -196,8 +217,29 @@ def place(
         if left[reason] == 0:
             return Choice(None, reason, left)
     hosts = np.flatnonzero(possible)
+    blind = _blind(state, placement, vm, now)[hosts]
+    preferred = HostId(int(hosts[np.argmax(blind)]))
+    if not placement.content:
+        return Choice(preferred, None, left)
+    common = in_common(state, now, vm)
+    part = common[hosts] / state.vms.size[vm]
+    score = (blind * (1000 - placement.content) + part * placement.content) / 1000
+    among = np.flatnonzero(score == score.max())
+    host = HostId(int(hosts[among[np.argmax(blind[among])]]))
+    return Choice(host, None, left, int(common[host]), preferred, int(common[preferred]))
+
+
+def _blind(state: ClusterState, placement: Placement, vm: VmId, now: Taken) -> Any:
+    """(n_hosts,) how much the policy likes each host, whatever VMs hold: of first-fit its place in
+    the list, else how full it is, each as a part."""
     if placement.policy == "first-fit":
-        return Choice(HostId(int(hosts[0])), None, left)
-    fullness = load(state, placement, vm, now)[hosts] / state.hosts.memory[hosts]
-    best = np.argmax(fullness) if placement.policy == "best-fit" else np.argmin(fullness)
-    return Choice(HostId(int(hosts[best])), None, left)
+        return -np.arange(len(state.power)) / len(state.power)
+    fullness = load(state, placement, vm, now) / state.hosts.memory
+    return fullness if placement.policy == "best-fit" else -fullness
+
+
+def in_common(state: ClusterState, now: Taken, vm: VmId) -> Ints:
+    """(n_hosts,) bytes that `vm` would have in common with the VMs there: none where no VM may
+    share with another."""
+    common = sketches.in_common(state.sketches, int(state.holds[vm]), now.is_held)
+    return np.where(state.hosts.mixes, common, 0)

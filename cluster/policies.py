@@ -25,6 +25,10 @@ class Placement(FrozenModel):
     """A host has room while what is taken stays below this many times its memory; null: always."""
     cpu_overcommit: Ratio | None = None
     """vCPUs per CPU, in the same way."""
+    content: Permille = 0
+    """Weight of what a VM would share with those already on a host, as a part of its size, against
+    what the policy goes by; 100 %: content alone, and the policy among hosts alike. Balancing
+    weighs moves in the same way (Memory Buddies, VEE 2009)."""
     tolerate: int = Field(0, ge=0, le=1000)
     """Host failures after which all reservations must still fit on the other hosts: what HA's
     admission control by cluster resources keeps free."""

@@ -19,6 +19,7 @@ from cluster.pools import ROOT, UNLIMITED, Pool, Pools
 from cluster.replays import all_replays
 from cluster.scenario import HostGroup, Scenario, VmGroup, member_names
 from cluster.scenario_file import Loaded
+from cluster.sketches import Sketches, expected
 from cluster.trace_vms import below, programs
 from hostsim.config import HostConfig, VmConfig
 from hostsim.guest_config import GuestImage, Phase, Workload
@@ -63,6 +64,8 @@ class Population:
     pools: Pools = field(default_factory=Pools)
     outages: tuple[outages.Outage, ...] = ()
     """Failures that no event names: drawn from the seed, or from a trace."""
+    sketches: Sketches | None = None
+    """What VMs are expected to hold; None unless placement goes by content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +177,17 @@ def populate(loaded: Loaded) -> Population:
     hosts = _hosts(loaded.scenario.hosts)
     names = [host.name for host in hosts]
     found = outages.drawn(loaded.scenario, names) + outages.traced(loaded.outages, names)
+    sketches = None
+    if loaded.scenario.placement.content:
+        sample, seed = loaded.scenario.fidelity.sample, loaded.scenario.seed
+        sketches = expected([vm.spec for vm in vms], seed, sample)
     return Population(
         hosts,
         tuple(vms),
         _rules(loaded.scenario, hosts, vms),
         _pools(loaded.scenario, vms, {name: plan.pool for name, plan in plans.items()}),
         found,
+        sketches,
     )
 
 

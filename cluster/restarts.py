@@ -7,11 +7,12 @@ waited. The room that admission control keeps free for failures is theirs.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from cluster import placement, state
 from cluster.agenda import POWER_ON
 from cluster.decisions import Decision, Plan, Sight
-from cluster.lifecycle import WAITS, as_set
+from cluster.lifecycle import WAITS, as_set, of_content
 from cluster.messages import Order, PowerOn
 from cluster.state import NOWHERE, ClusterState, Waiting
 
@@ -44,7 +45,8 @@ def plan(now: ClusterState, sight: Sight) -> Plan:
             continue
         order = PowerOn(choice.host, as_set(now, sight.population.vms[one.vm].spec))
         kind = RESTART if one.restart else POWER_ON
-        facts = {"waited_s": (sight.at_ms - one.since_ms) / 1000}
+        facts: dict[str, Any] = {"waited_s": (sight.at_ms - one.since_ms) / 1000}
+        facts |= of_content(choice, sight)
         decisions.append(Decision(sight.at_ms, kind, one.vm, choice.host, facts=facts))
         orders.append(order)
         state.carry_out(now, order)

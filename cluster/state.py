@@ -34,6 +34,8 @@ from cluster.migration import Flight
 from cluster.pools import Pools
 from cluster.population import Population
 from cluster.rules import Rules
+from cluster.sketches import Sketches, nothing
+from hostsim.config import Sharing
 from hostsim.units import PAGE_SIZE, HostId, VmId
 
 Ints = npt.NDArray[np.int64]
@@ -48,7 +50,7 @@ SETTINGS = ("reservation", "limit", "shares")
 """What `set` changes about a VM: columns of the state, fields of a SetVm and of a VmConfig."""
 OF_HOSTS = ("power", "ready_ms", "low_ms", "high_ms", "spare", "held")
 """What changes about hosts."""
-MEASURED = ("consumed", "active", "allocated", "writes", "cpu_ms")
+MEASURED = ("consumed", "active", "allocated", "writes", "cpu_ms", "holds")
 """What reports say of VMs."""
 
 
@@ -64,6 +66,8 @@ class HostColumns:
     reservable: Ints
     swap_space: Ints
     cpus: Ints
+    mixes: npt.NDArray[np.bool_]
+    """Whether VMs may share pages with one another there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +114,12 @@ class ClusterState:
     allocated    (n_vms,) pages in memory, compressed ones included, last measured
     writes       (n_vms,) pages written in the last epoch
     cpu_ms       (n_vms,) CPU time that it would have used in the last epoch
+    holds        (n_vms,) row of `sketches` that says what it holds, as last found or expected
     flights      VMs on their way, by id
     queue        VMs that wait for a host, in order
     rules        which VMs may be where: they never change
     pools        resource pools: they never change
+    sketches     what VMs hold; of nobody, unless placement goes by content
     """
 
     hosts: HostColumns
@@ -134,6 +140,8 @@ class ClusterState:
     allocated: Ints
     writes: Ints
     cpu_ms: Ints
+    holds: Ints
+    sketches: Sketches
     flights: tuple[Flight, ...] = ()
     queue: tuple[Waiting, ...] = ()
     rules: Rules = field(default_factory=Rules)
@@ -172,12 +180,14 @@ def initial(population: Population) -> ClusterState:
     footprint = _column([min(s.image.footprint, s.config.memory) for s in specs])
     reservable = _column([config.memory - config.reserve for config in configs])
     none = np.zeros(len(specs), np.int64)
+    sketches = population.sketches or nothing(len(specs))
     return ClusterState(
         hosts=HostColumns(
             memory=_column([config.memory for config in configs]),
             reservable=reservable,
             swap_space=_column([config.swap_space_bytes for config in configs]),
             cpus=_column([config.cpus for config in configs]),
+            mixes=np.array([_mixes(config.sharing) for config in configs], np.bool_),
         ),
         vms=VmColumns(
             size=_column([spec.config.memory for spec in specs]),
@@ -201,6 +211,8 @@ def initial(population: Population) -> ClusterState:
         allocated=none,
         writes=none.copy(),
         cpu_ms=none.copy(),
+        holds=sketches.expected.copy(),
+        sketches=sketches,
         rules=population.rules,
         pools=population.pools,
     )
@@ -221,6 +233,7 @@ def carry_out(state: ClusterState, order: Order) -> None:
             state.entitled[vm] = NOWHERE
             state.consumed[vm] = state.active[vm] = state.vms.footprint[vm]
             state.allocated[vm] = state.writes[vm] = state.cpu_ms[vm] = 0
+            state.holds[vm] = state.sketches.expected[vm]
         case PowerOff():
             state.host_of[order.vm] = NOWHERE
         case SetVm():
@@ -280,7 +293,17 @@ def learn(state: ClusterState, report: EpochReport) -> ClusterState:
     after.active[vms["vm"]] = vms["active_pages"] * PAGE_SIZE
     after.allocated[vms["vm"]] = vms["allocated_pages"] + vms["compressed_pages"]
     after.writes[vms["vm"]], after.cpu_ms[vms["vm"]] = vms["writes"], vms["cpu_ms"]
-    return after
+    if report.sketches is None:
+        return after
+    known, rows = state.sketches.rows_of(report.sketches)
+    # Of VMs that are not booted nothing was found: what is expected of them is known still.
+    after.holds[:] = state.sketches.expected
+    after.holds[known] = rows
+    return replace(after, sketches=state.sketches.learned(report.sketches))
+
+
+def _mixes(sharing: Sharing) -> bool:
+    return sharing.enabled and sharing.salting == "none"
 
 
 def _column(values: Sequence[int]) -> Ints:

@@ -39,7 +39,23 @@ def _power_on(event: Event) -> str:
         words += f"; {min(left.values())} hosts had room"
     if "waited_s" in event:
         words += f" after waiting {plain(event['waited_s'])} s"
-    return words
+    return words + _content(event)
+
+
+def _restart(event: Event) -> str:
+    words = f"starts again on {event['host']} after {plain(event['waited_s'])} s"
+    return words + _content(event)
+
+
+def _content(event: Event) -> str:
+    """What a VM would share, where placement goes by that."""
+    if "common_bytes" not in event:
+        return ""
+    words = f"; it may share {_gib(event, 'common_bytes')} with VMs there"
+    if event["blind_host"] == event["host"]:
+        return words + ", where it would go without that, too"
+    words += f", {_gib(event, 'blind_common_bytes')} on {event['blind_host']}, where it would go "
+    return words + f"without that (weight {percent(event['content_permille'] / 1000)})"
 
 
 def _refused(event: Event) -> str:
@@ -54,6 +70,9 @@ def _migrate(event: Event) -> str:
     if "imbalance" in event:
         words += f"; imbalance {plain(event['imbalance'])} -> {plain(event['imbalance_after'])}, "
         words += f"{plain(event['tolerated'])} is tolerated"
+    if "common_before_bytes" in event:
+        words += f"; it may share {_gib(event, 'common_bytes')} with VMs there, "
+        words += f"{_gib(event, 'common_before_bytes')} where it was"
     return words
 
 
@@ -82,7 +101,7 @@ def _because(event: Event) -> str:
 
 _SENTENCES: dict[str, Callable[[Event], str]] = {
     "power_on": _power_on,
-    "restart": lambda e: f"starts again on {e['host']} after {plain(e['waited_s'])} s",
+    "restart": _restart,
     "refused": _refused,
     "waits": lambda e: f"waits: {e['reason']}",
     "power_off": lambda e: "powered off" + (" as planned" if e.get("planned") else " by an event"),

@@ -164,17 +164,23 @@ def _row_of_kind(
     row.copies_permille = composition.copies_permille
     row.copies_phase = composition.copies_phase
     row.pool = max(slots(image.pool, k), 1) if image.pool > 0 else 0
-    structures = row.size_slots * image.structures // 1000
-    footprint = max(min(slots(image.footprint, k), row.size_slots), 1)
-    row.footprint = min(footprint + structures, row.size_slots)
-    kernel = footprint * composition.kernel_permille // 1000 + structures
-    row.kernel = min(kernel, row.size_slots - 1)  # the active set needs a page to lie in
+    row.kernel, row.footprint = sections(composition, int(row.size_slots), k)
     row.touchable = row.size_slots
     row.boot_ms = image.boot
     row.boot_end_ns = image.boot * 1_000_000
     row.disk_latency_ns, row.disk_iops = image.disk.latency, image.disk.iops * MILLI
     row.span = 1
     return rows[0]
+
+
+def sections(composition: Composition, size_slots: int, sample: int) -> tuple[int, int]:
+    """Slots of the kernel, and of the boot footprint that they are part of, of a VM's size."""
+    image = composition.image
+    structures = size_slots * image.structures // 1000
+    footprint = max(min(slots(image.footprint, sample), size_slots), 1)
+    kernel = footprint * composition.kernel_permille // 1000 + structures
+    # The active set needs a page to lie in.
+    return min(kernel, size_slots - 1), min(footprint + structures, size_slots)
 
 
 def fill_replay(row: Any, replay: Replay, sample: int) -> None:

@@ -13,6 +13,7 @@ from hostsim.jit import i64, kernel, small
 TOUCH, SCAN, SWAP, ORDER, GUEST, SAMPLE, DEFLATE, TRANSMIT = range(1, 9)
 REMAP, POOL, SLOTS, SPREAD, EASE, BREAK = range(9, 15)
 """Purposes: what a stream is for."""
+SKETCH = 15
 
 _WEYL = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)

@@ -18,13 +18,14 @@ from cluster import agenda, planner
 from cluster.agenda import Agenda, Due, HostDue
 from cluster.coordinator import Coordinator, Outcome, Progress
 from cluster.decisions import Decision, Plan, Sight
-from cluster.fleet import Finish, Fleet, HostSet, LocalFleet, census_epochs, merge
+from cluster.fleet import Finish, Fleet, HostSet, LocalFleet, census_epochs, merge, sketching
 from cluster.messages import EpochReport, MoveOut, Order
 from cluster.pools import Pools
 from cluster.population import HostSpec, Population, populate
 from cluster.rules import Rules
 from cluster.scenario import Scenario
 from cluster.scenario_file import Loaded, load
+from cluster.sketches import Sketches, nothing
 from cluster.state import NOWHERE, ON, ClusterState, HostColumns, VmColumns, initial
 from hostsim.invariants import BrokenInvariantError
 from hostsim.units import HostId
@@ -115,6 +116,7 @@ def cluster(
     on: Sequence[int] | None = None,
     rules: Rules | None = None,
     pools: Pools | None = None,
+    sketches: Sketches | None = None,
     **columns: Any,
 ) -> ClusterState:
     """A state from columns; what is not given is ample room and zero needs.
@@ -131,6 +133,7 @@ def cluster(
         reservable=column("reservable", memory),
         swap_space=column("swap_space", [1 << 40] * hosts),
         cpus=column("cpus", [1 << 20] * hosts),
+        mixes=column("mixes", [1] * hosts) == 1,
     )
     footprint = column("footprint", size)
     state = ClusterState(
@@ -157,6 +160,8 @@ def cluster(
         allocated=column("allocated", [0] * vms),
         writes=column("writes", [0] * vms),
         cpu_ms=column("cpu_ms", [0] * vms),
+        holds=column("holds", [0] * vms),
+        sketches=nothing(vms) if sketches is None else sketches,
         rules=Rules() if rules is None else rules,
         pools=Pools() if pools is None else pools,
     )
@@ -170,6 +175,7 @@ def arrays_of(state: ClusterState) -> list[list[int]]:
     columns = [hosts.memory, hosts.reservable, hosts.swap_space, hosts.cpus]
     columns += [vms.size, vms.overhead, vms.vcpus, vms.footprint]
     columns += [state.host_of, state.reservation, state.limit, state.shares]
+    columns += [state.holds]
     columns += [state.consumed, state.active, state.allocated, state.writes, state.cpu_ms]
     columns += [
         state.entitled,
@@ -258,6 +264,7 @@ def host_set(loaded: Loaded, hosts: Sequence[HostSpec], check: bool = False) -> 
         epoch_ms=scenario.epoch,
         check=check,
         census_epochs=census_epochs(scenario),
+        sketching=sketching(scenario, populate(loaded)) if scenario.placement.content else None,
     )
 
 
