@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from host_builders import (
     SECOND,
+    counter,
     make_host,
     make_image,
     make_phase,
@@ -230,3 +231,27 @@ def test_what_is_not_in_memory_is_not_held() -> None:
     run_until_booted(host)
     rows = sketch.running(host.state, host.ranges, host.specs, 1)
     assert rows.tolist() == [(1, sketch.NOTHING)]
+
+
+def test_what_sketches_have_in_common_is_what_scanning_saves() -> None:
+    """Copies of a name but one are the frames that sharing frees, once all pages are scanned; to
+    the frame with every name, and within three standard errors with one in eight."""
+    content = ContentTable(
+        kernel=ContentMix(image=300, unique=200), cache=ContentMix(application=500)
+    )
+    rates = {f"scan_pages_per_s_{of}": 50_000 for of in ("vm", "total")}
+    host = make_host(64 * MIB, sharing={"enabled": True} | rates)
+    phase = make_phase(writes=0)
+    sizes = (4 * MIB, 6 * MIB, 8 * MIB, 8 * MIB)
+    for vm, size in enumerate(sizes):
+        image = make_image(size, content=content)
+        power_on(host, make_spec(vm, size, phase, image=image, application_range=9))
+    run_until_booted(host)
+    run(host, 30 * SECOND)
+    saved = int(host.state.vms["shared"].sum()) - counter(host, "distinct")
+    assert saved > 3000
+    for one_in, error in ((1, 0.0), (8, 3 * sqrt(7 * saved))):
+        its = sketch.running(host.state, host.ranges, host.specs, one_in)["name"]
+        counts = np.unique(its[its != sketch.NOTHING], return_counts=True)[1]
+        # Copies of one name come and go together, three of them at most.
+        assert one_in * int((counts - 1).sum()) == pytest.approx(saved, abs=error * sqrt(3))

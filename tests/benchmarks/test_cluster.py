@@ -17,9 +17,9 @@ from cluster_builders import host_set
 from measuring import Tables, cpu_s
 
 from cluster import agenda, execute, planner, state
-from cluster.decisions import Sight
+from cluster.decisions import Plan, Sight
 from cluster.fleet import LocalFleet
-from cluster.population import populate
+from cluster.population import Population, populate
 from cluster.scenario_file import Loaded, load
 
 SCENARIO = Path(__file__).parents[2] / "scenarios" / "scale-1000.yaml"
@@ -33,6 +33,7 @@ HOST_MIB = 27_306
 BOOT_EPOCHS = 2
 HOST_EPOCHS, SPAN = 10_000, 10
 """Measured, at least, in each row, at most a day; epochs that a host runs on."""
+WEIGHTS = ("0 %", "50 %", "100 %")
 ACTORS = (1, 2)
 RAY_HOSTS = 100
 RAY_SAMPLE = 64
@@ -127,6 +128,25 @@ def test_cost_of_a_host_by_its_vms(tables: Tables) -> None:
     for n_vms in VMS_PER_HOST:
         what = {"hosts": HOSTS_OF_VMS, "VMs a host": n_vms}
         first = add_row(tables, "Cluster: by VMs of a host", what, first, n_vms)
+
+
+def placed(weight: str) -> dict[str, float]:
+    """CPU seconds: to number all VMs of the scenario and know what they hold, and to place them."""
+    loaded = load(SCENARIO, changes={"placement.content": weight})
+    found: list[Population] = []
+    plans: list[Plan] = []
+    number_s = cpu_s(lambda: found.append(populate(loaded)))
+    now, sight = state.initial(found[0]), Sight(found[0], loaded.scenario, 0)
+    due = agenda.agenda(found[0], loaded.scenario).at(0)
+    place_s = cpu_s(lambda: plans.append(planner.plan(now, due, sight)))
+    assert len(plans[0].orders) == len(due)
+    return {"to number VMs, CPU s": number_s, "to place them": place_s}
+
+
+def test_cost_of_placing_by_content(tables: Tables) -> None:
+    """10,000 VMs on 1,000 hosts at once. Goal: a few per cent of the 11 s that the day takes."""
+    for weight in WEIGHTS:
+        tables.add("Cluster: placing by content", {"content": weight} | placed(weight))
 
 
 @pytest.mark.ray
