@@ -11,9 +11,8 @@ import numpy as np
 from hostsim.jit import i64, kernel, small
 
 TOUCH, SCAN, SWAP, ORDER, GUEST, SAMPLE, DEFLATE, TRANSMIT = range(1, 9)
-REMAP, POOL, SLOTS, SPREAD, EASE, BREAK = range(9, 15)
+REMAP, POOL, SLOTS, SPREAD, EASE, BREAK, SKETCH = range(9, 16)
 """Purposes: what a stream is for."""
-SKETCH = 15
 
 _WEYL = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
