@@ -17,17 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from cluster import agenda, conservation, planner, reports, state, tables
+from cluster import reports, tables
 from cluster.aggregate import Aggregator
-from cluster.decisions import Decision, Plan, Sight
 from cluster.fleet import Fleet
-from cluster.history import History
 from cluster.messages import LEVELS, EpochReport
+from cluster.policy import agenda, conservation, planner, state
+from cluster.policy.decisions import Decision, Plan, Sight
+from cluster.policy.history import History
+from cluster.policy.state import ClusterState
 from cluster.population import Population
 from cluster.rows import HostFacts, VmFacts
 from cluster.scenario import Scenario
 from cluster.scenario_file import Loaded
-from cluster.state import ClusterState
 from hostsim.units import PAGE_SIZE
 
 EPOCHS_PER_BARRIER = 100

@@ -13,7 +13,6 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from cluster import balancing
 from cluster.messages import (
     Delay,
     Entitle,
@@ -31,6 +30,7 @@ from cluster.messages import (
     SwitchOff,
     SwitchOn,
 )
+from cluster.policy import balancing
 from cluster.population import HostSpec, Population
 from cluster.scenario import Scenario
 from hostsim import image, invariants, sketch, snapshot, spread

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cluster import outages, rules
-from cluster.policies import ResourcePool, Watts
-from cluster.pools import ROOT, UNLIMITED, Pool, Pools
+from cluster import outages
+from cluster.policy import rules
+from cluster.policy.pools import ROOT, UNLIMITED, Pool, Pools
+from cluster.policy.sketches import Sketches, expected
 from cluster.replays import all_replays
 from cluster.scenario import HostGroup, Scenario, VmGroup, member_names
 from cluster.scenario_file import Loaded
-from cluster.sketches import Sketches, expected
+from cluster.scenario_policies import ResourcePool, Watts
 from cluster.trace_vms import below, programs
 from hostsim.config import HostConfig, VmConfig
 from hostsim.guest_config import GuestImage, Phase, Workload

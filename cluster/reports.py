@@ -28,8 +28,8 @@ from cluster.aggregate import (
     Aggregator,
     slowdowns,
 )
-from cluster.history import History
 from cluster.messages import CAUSES, LEVELS, Rows
+from cluster.policy.history import History
 from cluster.report_shape import SCHEMA
 from cluster.rows import Columns, VmFate
 from hostsim.units import GIB, PAGE_SIZE, HostId

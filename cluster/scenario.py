@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from cluster import scenario_text
-from cluster.policies import (
+from cluster.scenario_policies import (
     Availability,
     Balancing,
     Migration,

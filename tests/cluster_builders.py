@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 from scenario_files import changed, write
 
-from cluster import agenda, planner
-from cluster.agenda import Agenda, Due, HostDue
 from cluster.coordinator import Coordinator, Outcome, Progress
-from cluster.decisions import Decision, Plan, Sight
 from cluster.fleet import Finish, Fleet, HostSet, LocalFleet, census_epochs, merge, sketching
 from cluster.messages import EpochReport, MoveOut, Order
-from cluster.pools import Pools
+from cluster.policy import agenda, planner
+from cluster.policy.agenda import Agenda, Due, HostDue
+from cluster.policy.decisions import Decision, Plan, Sight
+from cluster.policy.pools import Pools
+from cluster.policy.rules import Rules
+from cluster.policy.sketches import Sketches, nothing
+from cluster.policy.state import NOWHERE, ON, ClusterState, HostColumns, VmColumns, initial
 from cluster.population import HostSpec, Population, populate
-from cluster.rules import Rules
 from cluster.scenario import Scenario
 from cluster.scenario_file import Loaded, load
-from cluster.sketches import Sketches, nothing
-from cluster.state import NOWHERE, ON, ClusterState, HostColumns, VmColumns, initial
 from hostsim.invariants import BrokenInvariantError
 from hostsim.units import HostId
 

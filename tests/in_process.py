@@ -16,7 +16,7 @@ from cluster import reports
 from cluster.aggregate import Aggregator
 from cluster.coordinator import barriers
 from cluster.fleet import LocalFleet
-from cluster.history import History
+from cluster.policy.history import History
 from cluster.population import populate
 from cluster.rows import HostFacts, VmFacts
 from cluster.scenario_file import load

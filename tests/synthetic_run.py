@@ -15,8 +15,8 @@ import numpy as np
 
 from cluster import reports
 from cluster.aggregate import Aggregator
-from cluster.history import History
 from cluster.messages import CAUSES, HOST_ROW, VM_ROW, EpochReport, LevelChange
+from cluster.policy.history import History
 from cluster.rows import HostFacts, VmFacts, VmFate
 from cluster.tables import RunFolder
 from hostsim.units import GIB, MIB, PAGE_SIZE, HostId, VmId

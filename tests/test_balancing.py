@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as some
 from scenario_files import write
 
-from cluster import balancing, demand, flights, rules
-from cluster.decisions import Sight
+from cluster.policy import balancing, demand, flights, rules
+from cluster.policy.decisions import Sight
+from cluster.policy.state import ON, ClusterState
 from cluster.population import HostSpec, Population, populate
 from cluster.scenario_file import load
-from cluster.state import ON, ClusterState
 from hostsim.config import HostConfig
 from hostsim.units import GIB, MIB, PAGE_SIZE, HostId, VmId
 

@@ -25,8 +25,8 @@ from cluster.messages import (
     Reset,
     SetVm,
 )
+from cluster.policy.state import NOWHERE, ClusterState, initial, learn, obey
 from cluster.population import Population, populate
-from cluster.state import NOWHERE, ClusterState, initial, learn, obey
 from hostsim.units import GIB, MIB, PAGE_SIZE, HostId, VmId
 
 

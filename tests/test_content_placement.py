@@ -18,19 +18,20 @@ from test_placement import POLICIES, policy
 from test_sketches import UNIT, Names, table_of, there
 from test_sketches import clusters as sketched
 
-from cluster import balancing, demand, flights, sketches, why
+from cluster import why
 from cluster.coordinator import barriers
 from cluster.fleet import sketching
 from cluster.messages import HOST_ROW, VM_ROW, EpochReport, PowerOff, PowerOn
-from cluster.placement import place, taken
+from cluster.policy import balancing, demand, flights, sketches
+from cluster.policy.placement import place, taken
+from cluster.policy.state import NOWHERE, ON, ClusterState, initial, learn, obey
+from cluster.policy.state import copy as copy_of
 from cluster.population import populate
 from cluster.scenario_file import load
-from cluster.state import NOWHERE, ON, ClusterState, initial, learn, obey
-from cluster.state import copy as copy_of
 from hostsim.sketch import NOTHING, SKETCH
 from hostsim.units import PAGE_SIZE, HostId, VmId
 
-STUDY = Path(__file__).parents[1] / "scenarios" / "content-placement.yaml"
+STUDY = Path(__file__).parents[1] / "scenarios" / "studies" / "content-placement.yaml"
 WEIGHTS = (0, 1, 300, 1000)
 Case = tuple[Names, list[int], list[int], int]
 

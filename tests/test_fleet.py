@@ -16,8 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scenario_files import VM
 
-from cluster import agenda
-from cluster.agenda import Due
 from cluster.fleet import HostSet, LocalFleet, census_epochs, merge
 from cluster.messages import (
     HOST_ROW,
@@ -31,10 +29,12 @@ from cluster.messages import (
     SetHost,
     SetVm,
 )
+from cluster.policy import agenda
+from cluster.policy.agenda import Due
+from cluster.policy.state import NOWHERE, initial
 from cluster.population import Population, populate
 from cluster.scenario import EventValues
 from cluster.scenario_file import Loaded
-from cluster.state import NOWHERE, initial
 from hostsim import host as host_module
 from hostsim.invariants import BrokenInvariantError
 from hostsim.units import GIB, MIB, HostId, VmId

@@ -21,12 +21,21 @@ from cluster_builders import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from cluster import conservation, flights
-from cluster.agenda import FAIL, MAINTENANCE, MIGRATE, POWER_OFF, POWER_ON, RESET, Due, HostDue
-from cluster.decisions import Sight
 from cluster.messages import MoveOut, PowerOff, Reset, SwitchOff
+from cluster.policy import conservation, flights
+from cluster.policy.agenda import (
+    FAIL,
+    MAINTENANCE,
+    MIGRATE,
+    POWER_OFF,
+    POWER_ON,
+    RESET,
+    Due,
+    HostDue,
+)
+from cluster.policy.decisions import Sight
+from cluster.policy.state import initial, learn
 from cluster.scenario import EventValues
-from cluster.state import initial, learn
 from hostsim import image
 from hostsim.units import HostId, VmId
 

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from scenario_files import VM
 
-from cluster import hosts, placement, restarts
-from cluster.agenda import FAIL, MAINTENANCE, MIGRATE, POWER_OFF, POWER_ON, Due, HostDue
+from cluster.policy import hosts, placement, restarts
+from cluster.policy.agenda import FAIL, MAINTENANCE, MIGRATE, POWER_OFF, POWER_ON, Due, HostDue
+from cluster.policy.state import FAILED, NOWHERE, OFF, ON, RUNS, STANDBY
 from cluster.population import populate
 from cluster.scenario import EventValues
-from cluster.state import FAILED, NOWHERE, OFF, ON, RUNS, STANDBY
 from hostsim.units import GIB, PAGE_SIZE, HostId, VmId
 
 ROOMY = {
@@ -166,7 +166,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Plans:
 def test_no_vm_is_lost_and_no_reservation_broken_whatever_happens(
     small: Plans, epochs: list[Any]
 ) -> None:
-    from cluster.state import copy, initial
+    from cluster.policy.state import copy, initial
 
     now = initial(small.population)
     alive: set[int] = set()

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from cluster import migration
-from cluster.migration import DIVERGES, Flight, Terms, Writing, copy, distinct_pages, order
+from cluster.policy import migration
+from cluster.policy.migration import DIVERGES, Flight, Terms, Writing, copy, distinct_pages, order
 from hostsim.units import GIB, MIB, PAGE_SIZE, HostId, VmId
 
 SECOND = 1_000_000_000

@@ -12,11 +12,11 @@ from cluster_builders import arrays_of, cluster
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster import pools, rules
-from cluster.placement import FILTERS, Choice, load, place, taken
-from cluster.policies import Placement
-from cluster.state import EVACUATING, FAILED, NOWHERE, OFF, ON, ClusterState
-from cluster.state import copy as copy_of
+from cluster.policy import pools, rules
+from cluster.policy.placement import FILTERS, Choice, load, place, taken
+from cluster.policy.state import EVACUATING, FAILED, NOWHERE, OFF, ON, ClusterState
+from cluster.policy.state import copy as copy_of
+from cluster.scenario_policies import Placement
 from hostsim.units import VmId
 
 NEWCOMER = VmId(3)

@@ -10,11 +10,11 @@ import pytest
 from cluster_builders import Plans, arrays_of
 from scenario_files import VM
 
-from cluster import agenda
-from cluster.agenda import Due
 from cluster.messages import Order, PowerOn, SetVm
-from cluster.placement import FILTERS
-from cluster.state import NOWHERE
+from cluster.policy import agenda
+from cluster.policy.agenda import Due
+from cluster.policy.placement import FILTERS
+from cluster.policy.state import NOWHERE
 from hostsim.units import GIB, MIB, HostId, VmId
 
 

@@ -17,8 +17,8 @@ from synthetic_run import EPOCH_MS, Synthetic
 
 from cluster import reports
 from cluster.aggregate import MEMORY, SLOWDOWN_MAX, Aggregator, slowdowns
-from cluster.history import History
 from cluster.messages import CAUSES, HOST_ROW, VM_ROW, EpochReport
+from cluster.policy.history import History
 from cluster.rows import VmFate
 from cluster.sampling_error import relative_errors
 from cluster.summary import answer, summary_lines

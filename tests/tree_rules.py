@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("hostsim", "cluster", "cluster.reproduction", "cluster.studies")
+PACKAGES = ("hostsim", "cluster", "cluster.policy", "cluster.reproduction", "cluster.studies")
 
 LAYERS = [
     # One host. Policies and mechanisms over its state, the pipeline, the façade, then its bytes.
@@ -43,7 +43,7 @@ LAYERS = [
     "cluster.yaml_input cluster.scenario_text cluster.scenario_paths cluster.page_hashes"
     " cluster.hash_counts cluster.trace cluster.messages"
     " cluster.ray_environment",
-    "cluster.policies",
+    "cluster.scenario_policies",
     "cluster.scenario cluster.scenario_problems cluster.trace_store cluster.rows cluster.summary",
     "cluster.trace_readers cluster.trace_vms cluster.aggregate cluster.tables",
     "cluster.trace_bitbrains cluster.report_shape cluster.sampling_error",
@@ -53,17 +53,19 @@ LAYERS = [
     "cluster.scenario_events cluster.scenario_hashes cluster.outages",
     "cluster.scenario_file",
     "cluster.replays",
-    "cluster.rules cluster.pools cluster.sketches",
+    "cluster.policy.rules cluster.policy.pools cluster.policy.sketches",
     "cluster.population",
-    "cluster.migration cluster.budget",
-    "cluster.state",
-    "cluster.placement cluster.decisions cluster.agenda cluster.conservation",
-    "cluster.demand cluster.flights",
-    "cluster.hosts cluster.balancing",
-    "cluster.lifecycle cluster.evacuation cluster.power_saving cluster.entitling",
-    "cluster.restarts",
-    "cluster.history",
-    "cluster.planner cluster.fleet cluster.reports",
+    "cluster.policy.migration cluster.budget",
+    "cluster.policy.state",
+    "cluster.policy.placement cluster.policy.decisions cluster.policy.agenda"
+    " cluster.policy.conservation",
+    "cluster.policy.demand cluster.policy.flights",
+    "cluster.policy.hosts cluster.policy.balancing",
+    "cluster.policy.lifecycle cluster.policy.evacuation cluster.policy.power_saving"
+    " cluster.policy.entitling",
+    "cluster.policy.restarts",
+    "cluster.policy.history",
+    "cluster.policy.planner cluster.fleet cluster.reports",
     "cluster.coordinator",
     "cluster.actors cluster.progress cluster.why",
     "cluster.execute",
@@ -122,12 +124,9 @@ ALLOWED = {
     ("cluster.ray_environment", "secrets"): "the token of a Ray session",
 }
 
-POLICIES = (
-    *("hostsim.allocate", "hostsim.reclaim", "cluster.placement", "cluster.migration"),
-    *("cluster.flights", "cluster.lifecycle", "cluster.planner", "cluster.balancing"),
-    *("cluster.demand", "cluster.rules", "cluster.hosts", "cluster.evacuation"),
-    *("cluster.power_saving", "cluster.restarts", "cluster.pools", "cluster.entitling"),
-)
+POLICIES = ("hostsim.allocate", "hostsim.reclaim")
+KEEPERS = ("cluster.policy.state", "cluster.policy.history")
+"""Of cluster.policy, all of which is pure, what writes to what it is given or keeps."""
 OUT_PARAMETERS = {"hostsim.allocate": ("target",)}
 """Arrays that a policy's caller lends it for the answer; kernels return no arrays."""
 MUTATORS = (
@@ -142,6 +141,11 @@ TOP_LEVEL = (
 )
 WORKPLACE = ("/wo" + "rk/", ".lib" + "rary", "farm" + "-")
 """Words of where the project was written, which mean nothing where it is read."""
+
+
+def is_policy(name: str) -> bool:
+    """Whether a module only decides."""
+    return name in POLICIES or (name.startswith("cluster.policy.") and name not in KEEPERS)
 
 
 def sources() -> dict[str, str]:

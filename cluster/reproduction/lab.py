@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from cluster.coordinator import barriers
-from cluster.decisions import Decision
 from cluster.fleet import HostSet, LocalFleet
 from cluster.messages import CAUSES, LEVELS, LevelChange, Rows
+from cluster.policy.decisions import Decision
 from cluster.population import Population, populate
 from cluster.scenario_file import Loaded, load
 from hostsim.units import MIB, PAGE_SIZE

@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster import summary
 from cluster.aggregate import Aggregator
-from cluster.history import History
+from cluster.policy.history import History
 from cluster.reports import build
 
 _INPUTS = ("schema", "scenario", "assumptions")

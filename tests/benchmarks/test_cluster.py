@@ -16,9 +16,10 @@ import pytest
 from cluster_builders import host_set
 from measuring import Tables, cpu_s
 
-from cluster import agenda, execute, planner, state
-from cluster.decisions import Plan, Sight
+from cluster import execute
 from cluster.fleet import LocalFleet
+from cluster.policy import agenda, planner, state
+from cluster.policy.decisions import Plan, Sight
 from cluster.population import Population, populate
 from cluster.scenario_file import Loaded, load
 

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cluster import demand, flights, placement, sketches
-from cluster.decisions import Plan, Sight
-from cluster.demand import MEMORY, Floats, Load, Shared
+from cluster.policy import demand, flights, placement, sketches
+from cluster.policy.decisions import Plan, Sight
+from cluster.policy.demand import MEMORY, Floats, Load, Shared
+from cluster.policy.state import NOWHERE, ON, ClusterState
 from cluster.scenario import Scenario
-from cluster.state import NOWHERE, ON, ClusterState
 from hostsim.units import PAGE_SIZE, HostId, VmId
 
 CANDIDATES = 8

@@ -12,12 +12,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from cluster import demand, placement, state
-from cluster.decisions import Decision, Plan, Sight
-from cluster.demand import Load
-from cluster.hosts import HOST_ON
 from cluster.messages import Order, SwitchOn
-from cluster.state import BOOTING, CLEARING, ON, STANDBY, ClusterState, Ints
+from cluster.policy import demand, placement, state
+from cluster.policy.decisions import Decision, Plan, Sight
+from cluster.policy.demand import Load
+from cluster.policy.hosts import HOST_ON
+from cluster.policy.state import BOOTING, CLEARING, ON, STANDBY, ClusterState, Ints
 from hostsim.units import HostId
 
 WAKE, CLEAR = "host_wakes", "host_clears"

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from cluster import migration, placement, state
-from cluster.decisions import Decision, Plan, Sight
 from cluster.messages import Delay, Hold, MoveIn, MoveOut, Order
-from cluster.migration import Flight, Terms, Writing
-from cluster.placement import Taken
-from cluster.policies import Migration
-from cluster.state import NOWHERE, ON, ClusterState
+from cluster.policy import migration, placement, state
+from cluster.policy.decisions import Decision, Plan, Sight
+from cluster.policy.migration import Flight, Terms, Writing
+from cluster.policy.placement import Taken
+from cluster.policy.state import NOWHERE, ON, ClusterState
+from cluster.scenario_policies import Migration
 from hostsim.units import PAGE_SIZE, HostId, VmId
 
 MIGRATE, MIGRATED, FAILED = "migrate", "migrated", "migration_failed"

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from cluster import sketches
-from cluster.policies import Placement
-from cluster.state import NOWHERE, ON, ClusterState, Ints
+from cluster.policy import sketches
+from cluster.policy.state import NOWHERE, ON, ClusterState, Ints
+from cluster.scenario_policies import Placement
 from hostsim.units import HostId, VmId
 
 Bools = Any

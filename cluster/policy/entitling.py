@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from cluster import balancing, demand, state
-from cluster.decisions import Plan, Sight
 from cluster.messages import Entitle, Order
-from cluster.pools import ROOT, Wants, entitlements
-from cluster.state import NOWHERE, ON, RUNS, ClusterState
+from cluster.policy import balancing, demand, state
+from cluster.policy.decisions import Plan, Sight
+from cluster.policy.pools import ROOT, Wants, entitlements
+from cluster.policy.state import NOWHERE, ON, RUNS, ClusterState
 from hostsim.units import MIB, PAGE_SIZE, HostId, VmId
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cluster import state
+from cluster.policy import state
 from cluster.population import Population
 from cluster.scenario import Event, EventValues, Scenario
 from hostsim.units import HostId, VmId

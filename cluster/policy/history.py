@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from cluster import agenda, flights, hosts
-from cluster.decisions import Decision
-from cluster.restarts import RESTART
+from cluster.policy import agenda, flights, hosts
+from cluster.policy.decisions import Decision
+from cluster.policy.restarts import RESTART
 from cluster.rows import VmFate
 from hostsim.units import HostId, VmId
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from cluster import placement, state
-from cluster.agenda import POWER_ON
-from cluster.decisions import Decision, Plan, Sight
-from cluster.lifecycle import WAITS, as_set, of_content
 from cluster.messages import Order, PowerOn
-from cluster.state import NOWHERE, ClusterState, Waiting
+from cluster.policy import placement, state
+from cluster.policy.agenda import POWER_ON
+from cluster.policy.decisions import Decision, Plan, Sight
+from cluster.policy.lifecycle import WAITS, as_set, of_content
+from cluster.policy.state import NOWHERE, ClusterState, Waiting
 
 RESTART = "restart"
 """Kind of the decision about a VM that starts again."""

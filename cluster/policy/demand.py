@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cluster.decisions import Sight
-from cluster.state import NOWHERE, ClusterState, Ints
+from cluster.policy.decisions import Sight
+from cluster.policy.state import NOWHERE, ClusterState, Ints
 
 Floats = npt.NDArray[np.float64]
 MEMORY, CPU = 0, 1

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from cluster import flights, hosts, placement, state
-from cluster.agenda import MIGRATE, POWER_OFF, POWER_ON, RESET, Due, HostDue
-from cluster.decisions import Decision, Plan, Sight
 from cluster.messages import Order, PowerOff, PowerOn, Reset, SetVm
-from cluster.placement import Choice, Taken
-from cluster.policies import Placement
+from cluster.policy import flights, hosts, placement, state
+from cluster.policy.agenda import MIGRATE, POWER_OFF, POWER_ON, RESET, Due, HostDue
+from cluster.policy.decisions import Decision, Plan, Sight
+from cluster.policy.placement import Choice, Taken
+from cluster.policy.state import BOOTING, NOWHERE, ON, STANDBY, ClusterState, Waiting
 from cluster.scenario import EventValues
-from cluster.state import BOOTING, NOWHERE, ON, STANDBY, ClusterState, Waiting
+from cluster.scenario_policies import Placement
 from hostsim.spec import VmSpec
 from hostsim.units import MIB, HostId, VmId
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.messages import Order
+from cluster.policy.state import ClusterState
 from cluster.population import Population
 from cluster.scenario import Scenario
-from cluster.state import ClusterState
 from hostsim.units import HostId, VmId
 
 

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cluster import balancing, entitling, evacuation, flights, lifecycle, power_saving, restarts
-from cluster.agenda import Agenda, Due, HostDue
-from cluster.decisions import Plan, Sight
-from cluster.state import BOOTING, ClusterState
+from cluster.policy import (
+    balancing,
+    entitling,
+    evacuation,
+    flights,
+    lifecycle,
+    power_saving,
+    restarts,
+)
+from cluster.policy.agenda import Agenda, Due, HostDue
+from cluster.policy.decisions import Plan, Sight
+from cluster.policy.state import BOOTING, ClusterState
 
 
 def plan(now: ClusterState, due: Sequence[Due | HostDue], sight: Sight) -> Plan:

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from cluster import state
-from cluster.agenda import FAIL, MAINTENANCE, POWER_ON, HostDue
-from cluster.decisions import Decision, Plan, Sight
 from cluster.messages import Order, SetHost, SwitchOff, SwitchOn
-from cluster.state import CLEARING, EVACUATING, FAILED, ON, RUNS, ClusterState, Waiting
+from cluster.policy import state
+from cluster.policy.agenda import FAIL, MAINTENANCE, POWER_ON, HostDue
+from cluster.policy.decisions import Decision, Plan, Sight
+from cluster.policy.state import CLEARING, EVACUATING, FAILED, ON, RUNS, ClusterState, Waiting
 from hostsim.units import PAGE_SIZE, VmId
 
 HOST_FAILED, VM_FAILED, HOST_ON, HOST_OFF = "host_failed", "vm_failed", "host_on", "host_off"

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from cluster import balancing, flights, state
-from cluster.decisions import Decision, Plan, Sight
-from cluster.hosts import HOST_OFF
 from cluster.messages import Order, SwitchOff
-from cluster.state import CLEARING, EVACUATING, ON, STANDBY, ClusterState
+from cluster.policy import balancing, flights, state
+from cluster.policy.decisions import Decision, Plan, Sight
+from cluster.policy.hosts import HOST_OFF
+from cluster.policy.state import CLEARING, EVACUATING, ON, STANDBY, ClusterState
 from hostsim.units import HostId, VmId
 
 WHY = {EVACUATING: "maintenance", CLEARING: "power saving"}

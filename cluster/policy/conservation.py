@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cluster.messages import EpochReport, MoveIn, MoveOut, Order
-from cluster.state import NOWHERE, RUNS, ClusterState
+from cluster.policy.state import NOWHERE, RUNS, ClusterState
 from hostsim.invariants import BrokenInvariantError
 
 
