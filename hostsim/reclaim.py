@@ -21,7 +21,8 @@ _SLIDES = ((4 * GIB, 60), (8 * GIB, 40), (16 * GIB, 20))
 
 class Thresholds(NamedTuple):
     """In slots: a level is entered below `down_*` and left upwards above `up_*`. A host without a
-    CLEAR state enters it and leaves it as the levels beside it, which passes it over."""
+    CLEAR state enters it and leaves it as the levels beside it, which passes it over; so does one
+    whose CLEAR is narrower than a slot."""
 
     goal: int
     """Free memory that targets and paging aim for: just enough to be above SOFT again."""

@@ -155,10 +155,11 @@ def levels(reclaim: Reclaim, memory: int, sample: int) -> Levels:
 
 
 def next_level(limits: Levels, level: int, free: int) -> int:
-    """A fall may skip levels; a rise climbs one."""
+    """A fall may skip levels; a rise climbs one, and passes over a CLEAR of less than a slot."""
     at = lowest = limits.order.index(level)
     while limits.order[lowest] != LOW and free < limits.down[limits.order[lowest + 1]]:
         lowest += 1
     if lowest == at and level != HIGH and free > limits.up[level]:
-        return limits.order[at - 1]
+        above = limits.order[at - 1]
+        return HIGH if above == CLEAR and limits.up[SOFT] == limits.up[CLEAR] else above
     return limits.order[lowest]

@@ -330,7 +330,7 @@ def test_a_vm_that_comes_again_is_expected_to_hold_what_it_did_at_first(tmp_path
 
 @cache
 def _fitted(seed: int, changes: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
-    loaded = load(STUDY, changes={"seed": seed} | dict(changes))
+    loaded = load(STUDY, changes={"seed": seed, "sweep": None} | dict(changes))
     with tempfile.TemporaryDirectory() as folder:
         report = simulate(loaded, Path(folder) / "run").report
     assert report["vms"]["refused"] > 0, "more VMs than fit"

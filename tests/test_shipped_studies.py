@@ -72,8 +72,9 @@ def test_a_failed_host_s_vms_are_back_after_an_epoch(tmp_path: Path) -> None:
     event = {"at": "9 h", "target": "esx-4", "action": "fail", "values": {"repair": "4 h"}}
     few = {"vms__0__count": 40, "vms__1__count": 40, "events": [event]}
     found = outcome(tmp_path, "host-failure", **few)
-    assert found["failures"]["vms_lost"] == 0 and found["failures"]["vms_restarted"] == 10
-    assert found["failures"]["downtime_s"] == 10 * 60
+    restarted = found["failures"]["vms_restarted"]
+    assert found["failures"]["vms_lost"] == 0 and 8 <= restarted <= 14, "a tenth of 80 VMs, or so"
+    assert found["failures"]["downtime_s"] == 60 * restarted
     assert found["cost"]["slowdown"]["p95"] < 1.01
 
 
