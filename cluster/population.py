@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cluster import outages
-from cluster.policy import rules
-from cluster.policy.pools import ROOT, UNLIMITED, Pool, Pools
-from cluster.policy.sketches import Sketches, expected
+from cluster import outages, rules
+from cluster.pools import ROOT, UNLIMITED, Pool, Pools
 from cluster.replays import all_replays
 from cluster.scenario import HostGroup, Scenario, VmGroup, member_names
 from cluster.scenario_file import Loaded
 from cluster.scenario_policies import ResourcePool, Watts
+from cluster.sketches import Sketches, expected
 from cluster.trace_vms import below, programs
 from hostsim.config import HostConfig, VmConfig
 from hostsim.guest_config import GuestImage, Phase, Workload

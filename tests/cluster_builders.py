@@ -20,13 +20,13 @@ from cluster.messages import EpochReport, MoveOut, Order
 from cluster.policy import agenda, planner
 from cluster.policy.agenda import Agenda, Due, HostDue
 from cluster.policy.decisions import Decision, Plan, Sight
-from cluster.policy.pools import Pools
-from cluster.policy.rules import Rules
-from cluster.policy.sketches import Sketches, nothing
 from cluster.policy.state import NOWHERE, ON, ClusterState, HostColumns, VmColumns, initial
+from cluster.pools import Pools
 from cluster.population import HostSpec, Population, populate
+from cluster.rules import Rules
 from cluster.scenario import Scenario
 from cluster.scenario_file import Loaded, load
+from cluster.sketches import Sketches, nothing
 from hostsim.invariants import BrokenInvariantError
 from hostsim.units import HostId
 

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 from scenario_files import write
 
-from cluster.policy import balancing, demand, flights, rules
+from cluster import rules
+from cluster.policy import balancing, demand, flights
 from cluster.policy.decisions import Sight
 from cluster.policy.state import ON, ClusterState
 from cluster.population import HostSpec, Population, populate

@@ -18,11 +18,11 @@ from test_placement import POLICIES, policy
 from test_sketches import UNIT, Names, table_of, there
 from test_sketches import clusters as sketched
 
-from cluster import why
+from cluster import sketches, why
 from cluster.coordinator import barriers
 from cluster.fleet import sketching
 from cluster.messages import HOST_ROW, VM_ROW, EpochReport, PowerOff, PowerOn
-from cluster.policy import balancing, demand, flights, sketches
+from cluster.policy import balancing, demand, flights
 from cluster.policy.placement import place, taken
 from cluster.policy.state import NOWHERE, ON, ClusterState, initial, learn, obey
 from cluster.policy.state import copy as copy_of

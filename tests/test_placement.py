@@ -12,7 +12,7 @@ from cluster_builders import arrays_of, cluster
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.policy import pools, rules
+from cluster import pools, rules
 from cluster.policy.placement import FILTERS, Choice, load, place, taken
 from cluster.policy.state import EVACUATING, FAILED, NOWHERE, OFF, ON, ClusterState
 from cluster.policy.state import copy as copy_of

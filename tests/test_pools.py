@@ -11,8 +11,8 @@ from cluster_builders import PRESSED, json_lines, packed, pressed, simulate
 from hypothesis import given
 from hypothesis import strategies as some
 
-from cluster.policy import pools
-from cluster.policy.pools import ROOT, UNLIMITED, Pool, Pools, Wants, entitlements
+from cluster import pools
+from cluster.pools import ROOT, UNLIMITED, Pool, Pools, Wants, entitlements
 from cluster.scenario_file import ScenarioError
 from hostsim.units import MIB, VmId
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from cluster.policy import sketches
-from cluster.policy.sketches import Sketches
+from cluster import sketches
 from cluster.population import populate
 from cluster.scenario_file import load
+from cluster.sketches import Sketches
 from hostsim.sketch import NOTHING, SKETCH
 
 SCALE = Path(__file__).parents[1] / "scenarios" / "scale-1000.yaml"

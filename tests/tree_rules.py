@@ -53,7 +53,7 @@ LAYERS = [
     "cluster.scenario_events cluster.scenario_hashes cluster.outages",
     "cluster.scenario_file",
     "cluster.replays",
-    "cluster.policy.rules cluster.policy.pools cluster.policy.sketches",
+    "cluster.rules cluster.pools cluster.sketches",
     "cluster.population",
     "cluster.policy.migration cluster.budget",
     "cluster.policy.state",
@@ -124,7 +124,10 @@ ALLOWED = {
     ("cluster.ray_environment", "secrets"): "the token of a Ray session",
 }
 
-POLICIES = ("hostsim.allocate", "hostsim.reclaim")
+POLICIES = (
+    *("hostsim.allocate", "hostsim.reclaim"),
+    *("cluster.rules", "cluster.pools", "cluster.sketches"),
+)
 KEEPERS = ("cluster.policy.state", "cluster.policy.history")
 """Of cluster.policy, all of which is pure, what writes to what it is given or keeps."""
 OUT_PARAMETERS = {"hostsim.allocate": ("target",)}

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cluster.policy import demand, flights, placement, sketches
+from cluster import sketches
+from cluster.policy import demand, flights, placement
 from cluster.policy.decisions import Plan, Sight
 from cluster.policy.demand import MEMORY, Floats, Load, Shared
 from cluster.policy.state import NOWHERE, ON, ClusterState

@@ -1,7 +1,7 @@
 """The truths of a cluster after each barrier: what hosts report is what the coordinator believes.
 
-Each VM is on exactly one host or nowhere; frames held are those of flights; every VM that left a
-host arrived at another.
+Each VM is on exactly one host or nowhere; no host promised more than it has; frames held are those
+of flights; every VM that left a host arrived at another.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ def check(after: ClusterState, orders: Sequence[Order], report: EpochReport) -> 
     runs = after.power[ids] <= RUNS
     _require("hosts that are on", hosts["on"].tolist(), runs.astype(np.int64).tolist())
     _require("frames held", hosts["held_pages"].tolist(), after.held[ids].tolist())
+    promised = after.promised(after.reservation + after.vms.overhead)
+    over = np.flatnonzero(promised > after.hosts.reservable).tolist()
+    _require("hosts that promised more than they have", over, [])
     left = sorted((one.vm, one.host) for one in orders if isinstance(one, MoveOut))
     came = sorted((one.vm, one.source) for one in orders if isinstance(one, MoveIn))
     _require("migrations are paired", came, left)

@@ -7,8 +7,8 @@ import numpy as np
 from cluster.messages import Entitle, Order
 from cluster.policy import balancing, demand, state
 from cluster.policy.decisions import Plan, Sight
-from cluster.policy.pools import ROOT, Wants, entitlements
 from cluster.policy.state import NOWHERE, ON, RUNS, ClusterState
+from cluster.pools import ROOT, Wants, entitlements
 from hostsim.units import MIB, PAGE_SIZE, HostId, VmId
 
 

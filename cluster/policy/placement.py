@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.policy import sketches
+from cluster import sketches
 from cluster.policy.state import NOWHERE, ON, ClusterState, Ints
 from cluster.scenario_policies import Placement
 from hostsim.units import HostId, VmId

@@ -31,10 +31,10 @@ from cluster.messages import (
     SwitchOn,
 )
 from cluster.policy.migration import Flight
-from cluster.policy.pools import Pools
-from cluster.policy.rules import Rules
-from cluster.policy.sketches import Sketches, nothing
+from cluster.pools import Pools
 from cluster.population import Population
+from cluster.rules import Rules
+from cluster.sketches import Sketches, nothing
 from hostsim.config import Sharing
 from hostsim.units import PAGE_SIZE, HostId, VmId
 
