@@ -38,8 +38,7 @@ def plan(now: ClusterState, sight: Sight) -> Plan:
 
 def is_due(sight: Sight) -> bool:
     """Pools are divided as often as balancing looks, whether it is on or not."""
-    every = -(-sight.scenario.balancing.interval // sight.scenario.epoch)
-    return sight.epoch > 0 and sight.epoch % every == 0
+    return sight.epoch > 0 and sight.epoch % balancing.interval_epochs(sight.scenario) == 0
 
 
 def next_after(now: ClusterState, sight: Sight) -> int:

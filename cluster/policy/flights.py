@@ -140,6 +140,8 @@ def land(now: ClusterState, sight: Sight) -> Plan:
 
 def hold(now: ClusterState, sight: Sight) -> Plan:
     """Targets keep as many frames as the VMs on their way there have pages by now."""
+    if not now.flights and not now.held.any():
+        return Plan((), now, ())
     orders: list[Order] = []
     decisions: list[Decision] = []
     left: list[Flight] = []
