@@ -183,6 +183,42 @@ BAD = [
         "limit must not exceed memory (limit 2 GiB; memory 1 GiB)",
     ),
     (set_values(shares=-5), "events[0].values.shares", "must be at least 0"),
+    (event(action="migrate"), "events[0]", "migrate needs values: {host: NAME}"),
+    (event(action="migrate", values={"host": "esx-9"}), "events[0].values.host", "is no host"),
+    (event(action="migrate", values={"shares": 1}), "events[0]", "migrate needs values"),
+    (
+        event(target="esx-1", action="fail", values={"shares": 1}),
+        "events[0]",
+        "fail takes no values but repair",
+    ),
+    (
+        event(target="esx-1", action="fail", values={"repair": "0 s"}),
+        "events[0].values.repair",
+        "must be above 0",
+    ),
+    (set_host(repair="1 h"), "events[0]", "repair is no value that set changes"),
+    ({"migration": {"bandwidth": "0 B/s"}}, "migration.bandwidth", "must be above 0"),
+    ({"migration": {"stalled": "hope"}}, "migration.stalled", "must be 'slow' or 'abandon'"),
+    ({"balancing": {"level": 6}}, "balancing.level", "must be at most 5"),
+    ({"balancing": {"interval": "0 s"}}, "balancing.interval", "must be above 0"),
+    ({"rules": [{"kind": "apart", "vms": ["db"]}]}, "rules[0].vms[0]", "is no VM and no group"),
+    (
+        {"rules": [{"kind": "hosts", "vms": ["web"], "hosts": ["esx-9"]}]},
+        "rules[0].hosts[0]",
+        "is no host and no group of hosts",
+    ),
+    ({"rules": [{"kind": "hosts", "vms": ["web"]}]}, "rules[0]", "hosts are given for kind hosts"),
+    (
+        {"rules": [{"kind": "apart", "vms": ["web"], "hosts": ["esx-1"]}]},
+        "rules[0]",
+        "hosts are given for kind hosts, and for no other",
+    ),
+    ({"availability": {"failures": {}}}, "availability.failures.mean_time", "is required"),
+    ({"power": {"target": "101 %"}}, "power.target", "must be at most 100 %"),
+    (host(watts={"idle": "3 kW"}), "hosts[0].watts", "peak must be at least idle"),
+    (host(watts={"idle": "3 PS"}), "hosts[0].watts.idle", "must be a power with a unit"),
+    ({"placement": {"tolerate": -1}}, "placement.tolerate", "must be at least 0"),
+    ({"placement": {"content": "101 %"}}, "placement.content", "must be at most 100 %"),
 ]
 
 
