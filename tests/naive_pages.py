@@ -9,6 +9,7 @@ from __future__ import annotations
 import naive_compress as compress
 import naive_large as large
 import naive_remap as remap
+import naive_tier as tier
 from naive_index import TRUNCATED, HintFrame, SharedFrame
 from naive_machine import ZERO_PAGE, Content, Draws, NoFrame, NoGuestIo, NoIo
 from naive_policy import LOW
@@ -146,7 +147,7 @@ def require_frame(esx: Esx, vm: Vm) -> None:
 def bring_in(esx: Esx, vm: Vm, ppn: int) -> int:
     """Back the page with a frame. Cost in ns of one page. A fault never reclaims."""
     if vm.frame(ppn) is not None:
-        return 0
+        return tier.reach(esx, vm, ppn)
     require_frame(esx, vm)
     if vm.pmap.get(ppn) is Annotation.SWAPPED:
         return swap_in(esx, vm, ppn)
