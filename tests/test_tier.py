@@ -25,7 +25,7 @@ from host_builders import (
 )
 from scenario_files import HOST, changed, problems_of
 
-from hostsim import fault, image, invariants, loud, lost, reclaim, sample, share, snapshot, tier
+from hostsim import fault, image, invariants, lost, loud, reclaim, sample, share, snapshot, tier
 from hostsim.host import Host
 from hostsim.state import ACCESSED, KIND, RESIDENT, STATE, TIER, UNIQUE
 from hostsim.units import MIB, PAGE_SIZE, VmId
