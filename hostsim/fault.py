@@ -257,4 +257,7 @@ def overwrite(st: HostState, v: int, ppn: int, word: int) -> int:
             return NO_FRAME
         _leave_swap(st, v, slot)
         host.swap_skips += 1
+        st.content[slot] = word
+        st.page[slot] = i64(st.page[slot]) | ACCESSED
+        return i64(0)
     return touch(st, v, ppn, 1, word)

@@ -239,8 +239,10 @@ def overwrite(esx: Esx, vm: Vm, ppn: int, content: Content) -> int:
     if esx.config.paging.skip_overwritten and vm.pmap.get(ppn) is Annotation.SWAPPED:
         require_frame(esx, vm)
         forget_swapped(vm, ppn)
-        vm.pmap[ppn] = Backed(esx.machine.take(ZERO_PAGE, vm.salt))
+        vm.pmap[ppn] = Backed(esx.machine.take(content, vm.salt))
+        vm.mapped.add(ppn)
         esx.events["swap_skips"] += 1
+        return 0
     return touch(esx, vm, ppn, content)
 
 

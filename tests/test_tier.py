@@ -25,7 +25,19 @@ from host_builders import (
 )
 from scenario_files import HOST, changed, problems_of
 
-from hostsim import fault, image, invariants, lost, loud, reclaim, sample, share, snapshot, tier
+from hostsim import (
+    fault,
+    image,
+    invariants,
+    lost,
+    loud,
+    reclaim,
+    sample,
+    share,
+    snapshot,
+    swap,
+    tier,
+)
 from hostsim.host import Host
 from hostsim.state import ACCESSED, KIND, RESIDENT, STATE, TIER, UNIQUE
 from hostsim.units import MIB, PAGE_SIZE, VmId
@@ -123,6 +135,19 @@ def test_a_fresh_page_on_nvme_is_made_there_without_waiting() -> None:
     assert fault.touch(host.state, 0, 200, 0, 0) == 0
     assert 200 not in in_dram(host)
     assert fault.touch(host.state, 0, 200, 0, 0) == LATENCY
+
+
+def test_a_swapped_page_that_is_overwritten_is_made_on_nvme_without_waiting() -> None:
+    """It was not in memory either, and the host reads it from nowhere, however busy the device."""
+    host = still_host(paging={"skip_overwritten": True})
+    host.state.host[0].swap_io_left = 10
+    swap.page_out(host.state, 0, 200)
+    host.state.host[0].tier_io_left = 0
+    word = int(UNIQUE) | 4711
+    assert fault.overwrite(host.state, 0, 200, word) == 0
+    assert host.state.content[200] == word and host.state.page[200] & ACCESSED
+    assert 200 not in in_dram(host) and counter(host, "swap_skips") == 1
+    invariants.check(host.state)
 
 
 def test_a_shared_frame_comes_up_for_all_and_never_goes_down() -> None:
