@@ -25,7 +25,7 @@ MICRO = 1_000_000
 MEMORY = (
     *("configured", "allocated", "consumed", "active", "shared", "shared_saved", "zero_saved"),
     *("ballooned", "swapped", "compressed", "untouched", "compression_cache", "large"),
-    *("overhead", "free"),
+    *("overhead", "nvme", "free"),
 )
 """Quantities of memory that are kept for every epoch, cluster-wide, as they stood at its end."""
 EVENTS = (
@@ -40,6 +40,9 @@ EVENTS = (
     "large_breaks",
     "host_cache_out_pages",
     "host_cache_in_pages",
+    "tier_touches",
+    "tier_up_pages",
+    "tier_down_pages",
 )
 """Counters that are summed over hosts and epochs."""
 HELD = ("allocated", "active", "ballooned", "swapped", "compressed")

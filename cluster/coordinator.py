@@ -243,7 +243,7 @@ def _host_facts(one: Any) -> HostFacts:
     has_clear = config.reclaim.clear is not None
     watts = one.watts
     return HostFacts(
-        *(one.host, one.name, config.memory, config.cpus, watts.idle, watts.peak),
+        *(one.host, one.name, config.machine_bytes, config.cpus, watts.idle, watts.peak),
         has_clear=has_clear,
     )
 

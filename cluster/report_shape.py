@@ -30,6 +30,7 @@ _COST = (
     *("swap_in_pages", "swap_out_pages", "double_paging_pages", "guest_paging_pages"),
     *("compressions", "decompressions", "cache_evictions", "large_breaks"),
     *("host_cache_out_pages", "host_cache_in_pages"),
+    *("tier_touches", "tier_up_pages", "tier_down_pages"),
     *("cow_breaks", "blocked_s", "migration_downtime_s"),
 )
 _FIT = ("vms_per_host_mean", "vms_per_host_max", "overcommit_configured", "overcommit_peak")

@@ -147,8 +147,8 @@ def sizes(parts: Parts) -> Iterator[Problem]:
     """A VM fits into some host, and its guest's boot footprint into the VM."""
     images = {image.name: image for _, image in parts.items("images")}
     hosts = [group for _, group in parts.items("hosts")]
-    largest = max((group.memory for group in hosts), default=0)
-    admits = max((group.memory - group.reserve for group in hosts), default=0)
+    largest = max((group.machine_bytes for group in hosts), default=0)
+    admits = max((group.machine_bytes - group.reserve for group in hosts), default=0)
     for at, group in parts.items("vms"):
         image = images.get(group.image)
         structures = 0 if image is None else group.memory * image.structures // 1000
@@ -283,7 +283,7 @@ def warnings(scenario: Scenario, trace: Trace | None, vms: TraceVms | None) -> l
     if few:
         slots = units.slots(smallest, sample)
         found.append(f"trace: {few} VMs, the smallest: {_too_coarse(slots, smallest, sample)}")
-    largest = max(host.memory for host in scenario.hosts)
+    largest = max(host.machine_bytes for host in scenario.hosts)
     large = np.flatnonzero(memory > largest)
     if len(large):
         name = shown(trace.names[vms.index[large[0]]])

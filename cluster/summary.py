@@ -26,6 +26,7 @@ CAUSE_WORDS = {
     "migration": "migration",
     "cpu": "CPU contention",
     "decompress": "decompression",
+    "tier": "memory on NVMe",
 }
 """Causes of lost time as people read them."""
 

@@ -3,8 +3,9 @@
 A guest that touches an active set at random treats its pages alike, so what sampling finds in a
 period depends on numbers alone: how many pages the guest has, how many of them it touches. A tick
 of two sampling periods or more asks for steps by this law; a host makes them where all its guests
-are so, and memory is SOFT at worst. Then nobody looks which pages a sample holds, and reclamation
-decides once a balance period at most (tests/test_closed_form.py, tests/test_step_size.py).
+are so, memory is SOFT at worst, and no memory tier looks for cold pages. Then nobody looks which
+pages a sample holds, and reclamation decides once a balance period at most
+(tests/test_closed_form.py, tests/test_step_size.py).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def exposure_ms(st: HostState) -> int:
 def goes_long(st: HostState) -> bool:
     """Whether the scenario asks for steps of several sampling periods, and memory allows them."""
     host = st.host[0]
-    return host.level <= SOFT and host.tick_ms >= 2 * host.sample_ms
+    return host.level <= SOFT and host.tick_ms >= 2 * host.sample_ms and host.tiered == 0
 
 
 @kernel

@@ -30,9 +30,9 @@ from hostsim.units import (
     parse_permille,
 )
 
-Positive = Field(gt=0)
 MinFree = Annotated[int, BeforeValidator(parse_permille), Field(ge=0, le=10_000)]
 """A part of minFree in thousandths, which may be more than one whole."""
+TierSize = Annotated[int, BeforeValidator(parse_permille), Field(ge=0, le=4000)]
 IdleTax = Annotated[Permille, Field(le=990)]
 """tau [P 5.2]: at 100 % an idle page would cost infinitely much."""
 
@@ -151,6 +151,18 @@ class HostCache(FrozenModel):
     """Operations a second, reads and writes together; a page is one."""
 
 
+class Tier(FrozenModel):
+    """Memory tiering over NVMe (vSphere 8 U3): machine memory is DRAM, `memory`, and this."""
+
+    nvme: TierSize = 0
+    """As a part of DRAM: 25 % where 8 U3 has it on, 100 % in vSphere 9 (Mem.TierNvmePct), 400 % at
+    most. 0: no tier."""
+    latency: Nanoseconds = 90_000
+    """Of a touch of a page on NVMe, which is read: as of `Disk`; VMware states no number."""
+    iops: int = Field(100_000, ge=1, le=100_000_000)
+    """Pages read and written a second: what VMware's performance class F asks of a device."""
+
+
 class Paging(FrozenModel):
     """How the host pages [P 3.3]: what it writes to swap, and what it reads back."""
 
@@ -243,6 +255,7 @@ class HostConfig(FrozenModel):
     compression: Compression = Compression()
     swap: Disk = SSD
     host_cache: HostCache = HostCache()
+    tier: Tier = Tier()
     swap_space: Bytes | None = None
     """Room for all swap files together; see `swap_space_bytes` for the default."""
     costs: Costs = Costs()
@@ -270,10 +283,17 @@ class HostConfig(FrozenModel):
             return self.swap_space
         return self.memory if self.profile == "osdi02" else 4 * self.memory
 
+    @property
+    def machine_bytes(self) -> int:
+        """All machine memory: DRAM and what lies on NVMe."""
+        return self.memory + self.memory * self.tier.nvme // 1000
+
     @model_validator(mode="after")
-    def _reserve_fits(self) -> HostConfig:
+    def _memory_is_sound(self) -> HostConfig:
         if self.reserve >= self.memory:
             raise ValueError("reserve must be below memory")
+        if self.tier.nvme > 0 and self.io.low_memory is not None:
+            raise ValueError("tier.nvme and io.low_memory exclude each other: leave one out")
         return self
 
 

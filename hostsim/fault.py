@@ -8,7 +8,7 @@ times the pages that one slot stands for.
 
 from __future__ import annotations
 
-from hostsim import compress, large, remap, share
+from hostsim import compress, large, remap, share, tier
 from hostsim.frames import disown, own, release_frame, take_frame
 from hostsim.jit import i64, kernel, small
 from hostsim.state import (
@@ -35,8 +35,9 @@ from hostsim.state import (
 )
 
 NO_FRAME, NO_IO, NO_GUEST_MEMORY, NO_GUEST_IO = map(i64, (-1, -2, -3, -4))
+NO_TIER_IO = tier.BUSY
 """Why a touch stalls: no free frame; the swap device is busy; the guest has no page to give up, or
-no room in its own swap space; the guest's disk is busy."""
+no room in its own swap space; the guest's disk is busy; so is the NVMe that the page lies on."""
 
 
 @small
@@ -154,13 +155,14 @@ def _decompress(st: HostState, v: int, ppn: int) -> int:
 
 @small
 def bring_in(st: HostState, v: int, ppn: int) -> int:
-    """Give the page a frame if it has none. Returns the cost in ns of one page, or why not."""
+    """Give the page a frame if it has none, or reach the one that it has. Returns the cost in ns of
+    one page, or why not."""
     host = st.host[0]
     vm = st.vms[v]
     slot = vm.base_slot + ppn
     state = i64(st.page[slot]) & STATE
     if state == RESIDENT or state == SHARED:
-        return 0
+        return tier.reach(st, v, ppn) if host.tiered == 1 else i64(0)
     if not may_take_frame(st, v):
         return NO_FRAME
     if state == SWAPPED:
@@ -255,4 +257,7 @@ def overwrite(st: HostState, v: int, ppn: int, word: int) -> int:
             return NO_FRAME
         _leave_swap(st, v, slot)
         host.swap_skips += 1
+        st.content[slot] = word
+        st.page[slot] = i64(st.page[slot]) | ACCESSED
+        return i64(0)
     return touch(st, v, ppn, 1, word)

@@ -1,10 +1,14 @@
-"""Frames of machine memory by kind: high ones, which devices cannot reach, and low ones.
+"""Frames of machine memory by kind: high ones, and low ones.
+
+High frames are those that devices cannot reach; or, on a host with memory tiers, those of DRAM,
+with NVMe as the low ones. No host has both.
 
 Free frames are counts: `free` of both kinds, `highmem_free` of the high ones; so are those held for
 VMs that are on their way from another host. A frame in use has
 its kind with what names it: the KIND bit of a private page, `shared_kind` of a shared content; a
 VM's overhead is a count again. A fresh frame is a high one while there is one, so that low memory
-is left to those who need it; a frame that is given back is free of the same kind.
+is left to those who need it, and DRAM is used first; a frame that is given back is free of the
+same kind.
 """
 
 from __future__ import annotations
@@ -64,7 +68,7 @@ def release_frame(st: HostState, kind: int) -> None:
 
 @small
 def kind_of(st: HostState, slot: int) -> int:
-    """Kind of the frame that a RESIDENT or SHARED page has: KIND when it lies high, or 0."""
+    """Kind of the frame that a RESIDENT or SHARED page has: KIND when it is a high one, or 0."""
     byte = i64(st.page[slot])
     if byte & STATE == SHARED:
         return i64(st.shared_kind[i64(st.content[slot]) & INDEX])

@@ -80,7 +80,7 @@ class Host:
         others = [other.config for key, other in self.specs.items() if key != vm.vm]
         others += [other.config for other in beside]
         return allocate.refuse_power_on(
-            memory=self.config.memory - self.config.reserve,
+            memory=self.config.machine_bytes - self.config.reserve,
             reserved=sum(other.reservation + other.overhead for other in others),
             swap_space=self.config.swap_space_bytes,
             swap_reserved=sum(other.memory - other.reservation for other in others),

@@ -80,8 +80,8 @@ class VmImage:
     page     (size_slots,) uint8   state bytes, without hints
     content  (size_slots,) uint32  content words as `naming.to_local` names them
     sampled  (n_samples,) int64    PPNs of the running sampling period
-    lost     (8,) int64            ns lost since the last measurement, by cause
-    debts    (8,) int64            ns still to be lost, by cause
+    lost     (9,) int64            ns lost since the last measurement, by cause
+    debts    (9,) int64            ns still to be lost, by cause
     """
 
     spec: VmSpec

@@ -241,6 +241,22 @@ def host_cache_is_accounted(st: HostState) -> None:
     )
 
 
+def tiers_are_sound(st: HostState) -> None:
+    """Nothing comes up that was not touched; a host without tiers moves nothing, one with them
+    copies nothing for devices; no sample is set aside between two looks."""
+    host = st.host[0]
+    moved = [int(host[name]) for name in ("tier_touches", "tier_ups", "tier_downs", "tier_goal")]
+    _require(host.tiered == 1 or not any(moved), "tiers", f"{moved} on a host without")
+    _require(moved[1] <= moved[0], "tiers", f"{moved[1]} came up, {moved[0]} touched")
+    copied = int((st.copied >= 0).any(axis=1).sum())
+    _require(host.tiered == 0 or copied == 0, "tiers", f"{copied} pages copied for devices")
+    for v in st.order[: count_vms(st)]:
+        vm = st.vms[v]
+        sampled = st.sampled[v, : vm.samples]
+        inside = (sampled >= 0) & (sampled < vm.size_slots)
+        _require(bool(inside.all()), "samples", f"VM row {v}: {sampled[~inside][:3]}")
+
+
 def hints_are_owned(st: HostState) -> None:
     """Each hint belongs to one RESIDENT page that says so, and holds its content unless stale."""
     owned = 0
@@ -289,4 +305,5 @@ def check(st: HostState) -> None:
     frames_are_conserved(st)
     highmem_is_conserved(st)
     host_cache_is_accounted(st)
+    tiers_are_sound(st)
     hints_are_owned(st)

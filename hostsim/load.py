@@ -30,6 +30,13 @@ COUNTERS = 65_536
 """Pages whose copies a host counts at a time, for which [P 7] has no number: 256 MiB of buffers."""
 
 
+def low_bytes(config: HostConfig) -> int:
+    """Machine memory whose frames are low ones (see `frames`)."""
+    if config.tier.nvme > 0:
+        return config.machine_bytes - config.memory
+    return config.memory if config.io.low_memory is None else config.io.low_memory
+
+
 def copy_counters(config: HostConfig, sample: int) -> int:
     """Entries of the table of copy counters: one, never used, where devices reach all memory."""
     return 1 if config.io.low_memory is None else max(COUNTERS // sample, 1)
@@ -50,13 +57,18 @@ def _host_of_kind(config: HostConfig, seed: int, sample: int, tick_ms: int) -> A
     row = rows.view(np.recarray)[0]
     row.seed, row.sample = seed, sample
     row.tick_ms = row.pace_ms = row.dt_ms = tick_ms
-    row.machine = slots(config.memory - config.reserve, sample)
-    low_memory = config.memory if config.io.low_memory is None else config.io.low_memory
-    row.highmem = max(row.machine - slots(low_memory, sample), 0)
+    row.machine = slots(config.machine_bytes - config.reserve, sample)
+    row.highmem = max(row.machine - slots(low_bytes(config), sample), 0)
     row.free, row.highmem_free = row.machine, row.highmem
     row.level, row.rebalance, row.level_free = HIGH, 1, row.machine
-    for name, value in reclaim.thresholds(config.reclaim, config.memory, sample)._asdict().items():
+    for name, value in (
+        reclaim.thresholds(config.reclaim, config.machine_bytes, sample)._asdict().items()
+    ):
         row[name] = value
+    row.tier_latency_ns, row.tier_iops = config.tier.latency, config.tier.iops * MILLI
+    row.tiered = config.tier.nvme > 0
+    if config.tier.nvme > 0:
+        row.tier_goal = reclaim.thresholds(config.reclaim, config.memory, sample).goal
     row.large_slots = max(LARGE_PAGES // sample, 1) if config.large_pages else 0
     row.large_floor = row.up_high
     row.eager = config.large_pages or config.reclaim.clear is not None

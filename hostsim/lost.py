@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hostsim import fault
 from hostsim.jit import kernel
-from hostsim.state import BLOCKED, GUEST_PAGING, N_CAUSES, SWAP_IN, HostState
+from hostsim.state import BLOCKED, GUEST_PAGING, N_CAUSES, SWAP_IN, TIER, HostState
 
 
 @kernel
@@ -39,6 +39,8 @@ def settle(st: HostState, v: int, cost_ns: int) -> bool:
     cause = BLOCKED
     if cost_ns == fault.NO_IO:
         cause = SWAP_IN
+    elif cost_ns == fault.NO_TIER_IO:
+        cause = TIER
     elif cost_ns == fault.NO_GUEST_MEMORY or cost_ns == fault.NO_GUEST_IO:
         cause = GUEST_PAGING
     lose(st, v, vm.left_ns, cause)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from hostsim.frames import kind_of
 from hostsim.jit import i64, kernel, small
 from hostsim.ranks import BLOCK
 from hostsim.state import (
     ACCESSED,
     ANON,
     HINT,
+    KIND,
     RESIDENT,
     SHARED,
     STALE,
@@ -136,6 +138,14 @@ def _note(loud: Array, page: Array, content: Array) -> None:
         loud[i] = loudness(page[i], loud[i])
 
 
+@kernel
+def _note_far(st: HostState, start: int, loud: Array) -> None:
+    """Any touch of a page on NVMe is loud: it takes time, and may bring the page up."""
+    for i in range(loud.size):
+        if kind_of(st, start + i) != KIND:
+            loud[i] = LOUD
+
+
 @small
 def _add_all(st: HostState, first: int, volumes: Array) -> None:
     """`_add` offsets from `first` on. Without branches: each is written behind both lists, and the
@@ -170,6 +180,9 @@ def listen(st: HostState, v: int) -> None:
         loud[i] = LOUD
     for i in range(max(vm.brk - vm.kernel, 0), rest):
         loud[done + i] = LOUD
+    if st.host[0].tiered == 1:
+        _note_far(st, start, loud[:done])
+        _note_far(st, first, loud[done:active])
     st.n_heard[ANY], st.n_heard[WRITE] = 0, 0
     for start in range(0, active, BLOCK):
         part = loud[start : min(start + BLOCK, active)]
@@ -194,5 +207,7 @@ def listen_again(st: HostState, v: int, ppn: int) -> None:
     slot = vm.base_slot + ppn
     _remove(st, offset, i64(st.loud[offset]))
     now = loudness(st.page[slot], marks_of(st.content[slot]))
+    if st.host[0].tiered == 1 and kind_of(st, slot) != KIND:
+        now = np.uint8(LOUD)
     st.loud[offset] = now
     _add(st, offset, i64(now))

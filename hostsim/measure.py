@@ -74,6 +74,8 @@ def measure_memory(st: HostState, row: Any, vm_rows: Array, first: int, distinct
         sharers += st.vms[st.order[i]].shared * k
     row.host, row.on, row.vms = host.host, 1, n
     row.overhead_pages = host.overhead * k
+    n_nvme = (host.machine - host.highmem) - (host.free - host.highmem_free)
+    row.nvme_pages = n_nvme * host.tiered * k
     row.configured_pages = row.allocated_pages = row.active_pages = row.shared_pages = 0
     row.ballooned_pages = row.swapped_pages = row.untouched_pages = row.compressed_pages = 0
     row.compression_cache_pages = row.large_pages = 0
@@ -142,6 +144,8 @@ def count_events(st: HostState, row: Any) -> None:
     row.compressions, row.decompressions = host.compressions * k, host.decompressions * k
     row.cache_evictions = host.cache_evictions * k
     row.large_breaks = host.large_breaks * host.large_slots * k // LARGE_PAGES
+    row.tier_touches = host.tier_touches * k
+    row.tier_up_pages, row.tier_down_pages = host.tier_ups * k, host.tier_downs * k
     row.double_paging_pages = host.double_pagings * k
     row.stale_read_pages = host.stale_reads * k
     row.guest_paging_pages = (host.guest_page_ins + host.guest_page_outs) * k
@@ -158,6 +162,7 @@ def count_events(st: HostState, row: Any) -> None:
     host.transmits = host.copies = host.remaps = 0
     host.compressions = host.decompressions = host.cache_evictions = 0
     host.large_breaks = host.ssd_outs = host.ssd_ins = 0
+    host.tier_touches = host.tier_ups = host.tier_downs = 0
 
 
 @kernel

@@ -2,14 +2,15 @@
 
 The scenario's tick is the longest step. A step is shorter where a whole one would decide too late:
 guests must not use up, within one, what is free above the next reclamation threshold; a program
-that moves on is seen when it does; balloons under pressure keep their periods, and so does sampling
+that moves on is seen when it does; balloons under pressure keep their periods, DRAM above a slower
+tier is looked after each second while it is short, and so does sampling
 where no closed form says what it would find. It is a function of the host's own state alone, so it
 depends neither on packing nor on the wall clock.
 """
 
 from __future__ import annotations
 
-from hostsim import balloon, closed_form
+from hostsim import balloon, closed_form, tier
 from hostsim.closed_form import STEP_MS_PAGING
 from hostsim.jit import i64, kernel, small
 from hostsim.state import (
@@ -171,6 +172,8 @@ def pace_ms(st: HostState) -> int:
     else:
         reaction = max(reaction if host.level < SOFT else 0, STEP_MS_PAGING)
         longest = min(longest, 2 * host.pace_ms, reaction, closed_form.exposure_ms(st))
+    if tier.is_short(st):
+        longest = min(longest, STEP_MS_PAGING)
     if rate > 0:
         shortest = STEP_MS_PAGING if by_law else STEP_MS_MIN
         longest = min(longest, max(room(st) * MILLIONTHS // (2 * rate), shortest))

@@ -211,6 +211,7 @@ CONFIGURED = (
     *("share_first", "map_clean", "skip_overwritten"),
     *("compression", "compressed_max_permille", "decompress_ns", "large_slots", "large_floor"),
     *("eager", "ssd_slots", "ssd_latency_ns", "ssd_iops"),
+    *("tiered", "tier_latency_ns", "tier_iops", "tier_goal"),
 )
 """Fields of a host's row that follow from its configuration."""
 SPECIFIED = (

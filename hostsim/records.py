@@ -33,6 +33,10 @@ HOST = np.dtype(
     + _fields(np.int64, "large_slots large_floor large_carry eager")
     # The host cache on an SSD: its slots, those in use, its price and budget.
     + _fields(np.int64, "ssd_slots ssd_used ssd_latency_ns ssd_iops ssd_io_carry ssd_io_left")
+    # Memory tiers: 1 where high frames are DRAM and low ones NVMe; its price and budget; free DRAM
+    # that looking for cold pages aims at, where it stands, and what of looks is due.
+    + _fields(np.int64, "tiered tier_latency_ns tier_iops tier_io_carry tier_io_left")
+    + _fields(np.int64, "tier_goal tier_hand tier_carry")
     # Carried remainders and budgets of the current step.
     + _fields(np.int64, "scan_carry swap_io_carry swap_io_left swap_cluster_left scanned_last_step")
     # Counters since the last measurement, in slots; CPU demand in permille of a core x ms.
@@ -40,9 +44,8 @@ HOST = np.dtype(
     + _fields(np.int64, "deflated pops swap_outs swap_ins swap_drops swap_skips stale_reads remaps")
     + _fields(np.int64, "double_pagings shared_before_swap guest_page_ins guest_page_outs copies")
     + _fields(np.int64, "guest_refusals stalled_touches minor_faults cpu_demand_ms transmits")
-    + _fields(
-        np.int64, "compressions decompressions cache_evictions large_breaks ssd_outs ssd_ins"
-    ),
+    + _fields(np.int64, "compressions decompressions cache_evictions large_breaks ssd_outs")
+    + _fields(np.int64, "ssd_ins tier_touches tier_ups tier_downs"),
     align=True,
 )
 """Scalars of a host. Rates are pages a second x 1000; intake: millionths of a slot a ms."""

@@ -16,6 +16,7 @@ CAUSES = (
     "migration",
     "cpu",
     "decompress",
+    "tier",
 )
 """Why a VM lost time (design section 5), in the order of every array of causes."""
 
@@ -46,6 +47,8 @@ HOST_ROW = np.dtype(
         # Pages that are parts of large ones.
         ("large_pages", np.int64),
         ("overhead_pages", np.int64),
+        # Frames in use that lie on NVMe: parts of what is consumed, overhead and cache.
+        ("nvme_pages", np.int64),
         ("free_pages", np.int64),
         # Free frames without what a sampled zero page adds to them; kept for arriving VMs.
         ("spare_pages", np.int64),
@@ -80,6 +83,10 @@ HOST_ROW = np.dtype(
         ("cache_evictions", np.int64),
         # Large pages broken into small ones.
         ("large_breaks", np.int64),
+        # Touches of pages on NVMe; those that came up to DRAM by it; pages that went down.
+        ("tier_touches", np.int64),
+        ("tier_up_pages", np.int64),
+        ("tier_down_pages", np.int64),
         ("double_paging_pages", np.int64),
         ("stale_read_pages", np.int64),
         ("guest_paging_pages", np.int64),

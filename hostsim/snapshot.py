@@ -44,6 +44,7 @@ from hostsim.spec import VmSpec
 from hostsim.state import (
     ARRAYS,
     INDEX,
+    N_CAUSES,
     N_CLASSES,
     PPN_BITS,
     SHARED,
@@ -197,7 +198,8 @@ def _state(packed: Mapping[str, Any], host: Host) -> HostState:
     shapes: dict[str, tuple[int | None, ...]] = {
         name: (None,) * ndim for name, (_, ndim) in ARRAYS.items()
     }
-    per_row = {"vms": (), "order": (), "lost": (8,), "debts": (8,), "class_base": (3, N_CLASSES)}
+    per_row = {"vms": (), "order": (), "class_base": (3, N_CLASSES)}
+    per_row |= dict.fromkeys(("lost", "debts"), (N_CAUSES,))
     shapes |= {name: (n_rows, *rest) for name, rest in per_row.items()}
     shapes |= {"sampled": (n_rows, host.config.sampling.pages), "host": (1,), "level_ms": (5,)}
     n_aged = len(packed["page"]["data"]) if host.config.compression.enabled else 0

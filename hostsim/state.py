@@ -5,11 +5,11 @@ So no machine page number is stored: free memory is a count and a shared frame a
 The page of VM row v with number ppn lies at slot vms[v].base_slot + ppn of `page` and `content`.
 
 State byte (`page`): bits 0-2 state, 3 hint, 4 kind, 5 accessed, 6-7 guest use. Kind is set exactly
-when the page is RESIDENT and its frame lies in high memory, beyond the reach of devices, or the
-page is SWAPPED and lies in the host cache on an SSD, not on the datastore. Accessed
-is cleared by the sampler and set by every touch; on a BALLOONED page it records that the host had
-backed the page when the guest pinned it, on a SWAPPED page that the host dropped it: its data is on
-the guest's own disk. So is that of a page in use whose state is BALLOONED or UNTOUCHED.
+when the page is RESIDENT and its frame is a high one (see `frames`), or the page is SWAPPED and
+lies in the host cache on an SSD, not on the datastore. Accessed is cleared by the sampler and set
+by every touch; on a BALLOONED page it records that the host had backed the page when the guest
+pinned it, on a SWAPPED page that the host dropped it: its data is on the guest's own disk. So is
+that of a page in use whose state is BALLOONED or UNTOUCHED.
 
 Content word (`content`): bit 31 unique (a fresh guest write: can never match another page), bit 30
 stale (the page owns a hint and was rewritten since), bits 0-29 the host-local content index, or for
@@ -48,9 +48,9 @@ HIGH, CLEAR, SOFT, HARD, LOW = map(i64, range(5))
 
 DRIVER_ABSENT, DRIVER_PRESENT = map(i64, range(2))
 
-SWAP_IN, GUEST_PAGING, COW, SCAN_CPU, BLOCKED, MIGRATION, CPU, DECOMPRESS = map(i64, range(8))
+SWAP_IN, GUEST_PAGING, COW, SCAN_CPU, BLOCKED, MIGRATION, CPU, DECOMPRESS, TIER = map(i64, range(9))
 """Causes of lost time: columns of `lost`. In the order of cluster.messages.CAUSES."""
-N_CAUSES = 8
+N_CAUSES = 9
 
 PATTERN = 1000
 """Slots after which the composition of a guest image repeats, at most: entries are permille."""
@@ -75,13 +75,13 @@ class HostState:
     level_ms    (5,) int64         time in each level since the last measurement
     vms         (n_rows,) VM       a row per VM; free rows have vm -1
     order       (n_rows,) int64    rows of powered-on VMs by ascending VM id, then -1
-    lost        (n_rows, 8) int64  ns lost, by cause
-    debts       (n_rows, 8) int64  ns that faults cost and that did not fit into their step
+    lost        (n_rows, 9) int64  ns lost, by cause
+    debts       (n_rows, 9) int64  ns that faults cost and that did not fit into their step
     page        (n_slots,) uint8   state bytes
     content     (n_slots,) uint32  content words
     indexed     (n_contents,) int64  the frame that a content is indexed by, if any: the hinting
                                    page as 1 + (row << 40 | ppn), or minus its SHARED pages, or 0
-    shared_kind (n_contents,) uint8  KIND exactly when a shared frame holds it in high memory, or 0
+    shared_kind (n_contents,) uint8  KIND exactly when a shared, high frame holds it, or 0
     stale       (n_stale,) uint32  open addressing, by page: 1 + each content whose hinting page was
                                    rewritten since, or 0
     large       (n_regions or 0,) uint8  1 exactly where a region of a VM is backed by a large page:

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from hostsim import allocate, balloon, breaking, pace, reclaim, rng, sample, share, swap, workload
+from hostsim import (
+    allocate,
+    balloon,
+    breaking,
+    pace,
+    reclaim,
+    rng,
+    sample,
+    share,
+    swap,
+    tier,
+    workload,
+)
 from hostsim.frames import take_frames
 from hostsim.jit import i64, kernel, small
 from hostsim.state import (
@@ -45,6 +57,8 @@ def step(st: HostState) -> None:
     balloon.run(st, first)
     if host.level >= SOFT:
         page_out(st)
+    if host.tiered == 1:
+        tier.make_room(st)
     block(st)
     run_guests(st, first)
     if host.sharing == 1:
@@ -90,6 +104,8 @@ def refill_devices(st: HostState) -> None:
     host.swap_io_left = host.swap_io_carry // unit
     host.ssd_io_carry = host.ssd_io_carry % unit + host.ssd_iops * host.dt_ms
     host.ssd_io_left = host.ssd_io_carry // unit
+    host.tier_io_carry = host.tier_io_carry % unit + host.tier_iops * host.dt_ms
+    host.tier_io_left = host.tier_io_carry // unit
     for i in range(count_vms(st)):
         vm = st.vms[st.order[i]]
         vm.disk_io_carry = vm.disk_io_carry % unit + vm.disk_iops * host.dt_ms

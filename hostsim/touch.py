@@ -262,11 +262,13 @@ def touch_in_order(
 
     reach: ranks that touches are spread over; those from vm.active on are not in memory. Touches
     are chosen AHEAD at a time, and quiet ones counted at once. What one touch does can make the
-    page of another louder only where its guest gave up a page for it: the rest is chosen anew then.
+    page of another louder only where its guest gave up a page for it, or where a shared page is
+    copied to NVMe: the rest is chosen anew then.
     A ring of touches, each judged in its turn, took a fifth longer.
     """
     vm = st.vms[v]
     key = rng.stream(st.host[0].seed, rng.TOUCH, vm.vm, st.host[0].tick)
+    is_tiered = st.host[0].tiered
     while done < n and vm.left_ns >= touch_ns:
         first, end, gifts = done, min(done + AHEAD, n), vm.gifts
         n_loud = _choose(st, v, key, first, end - first, writes, locality, reach)
@@ -279,18 +281,22 @@ def touch_in_order(
             if i == n_loud or vm.left_ns < touch_ns:
                 break
             offset, is_write = st.ahead[done - first] >> 1, st.ahead[done - first] & 1
+            is_louder = False
             if offset < 0:
                 is_done, going = read_data(st, v, touch_ns)
-                gifts = vm.gifts
+                if is_tiered == 0:
+                    gifts = vm.gifts
             elif st.loud[offset] + is_write >= LOUD:
+                before = st.loud[offset]
                 is_done, going = make(st, v, offset, is_write, touch_ns)
+                is_louder = before < LOUD and st.loud[offset] >= LOUD
             else:  # since a touch before
                 is_done, going = True, True
                 vm.left_ns -= touch_ns
             done += is_done
             if not going:
                 return done
-            if vm.gifts != gifts:  # a page that the guest gave up is louder than it was
+            if vm.gifts != gifts or is_louder:  # a page that the guest gave up, or this one
                 break
     return done
 

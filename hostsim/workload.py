@@ -160,12 +160,13 @@ def transmit(st: HostState, v: int, n: int, n_slots: int) -> None:
 def send(st: HostState, v: int, ppn: int, draw: int) -> int:
     """A page in memory, the `draw`-th of this step, goes out. Returns how many pages were copied.
 
-    None when devices reach its frame. Otherwise the page, to a bounce buffer; once that has
-    happened too often also to another frame, and a page that makes way for it.
+    None when devices reach its frame, as on hosts with memory tiers. Otherwise the page, to a
+    bounce buffer; once that has happened too often also to another frame, and a page that makes
+    way for it.
     """
     host = st.host[0]
     host.transmits += 1
-    if frames.kind_of(st, st.vms[v].base_slot + ppn) == 0:
+    if host.tiered == 1 or frames.kind_of(st, st.vms[v].base_slot + ppn) == 0:
         return 0
     host.copies += 1
     copies = remap.count_copy(st, v, ppn)

@@ -29,7 +29,9 @@ def report_of(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
     """The report of a scenario without events that VMs are refused for; `folder` is scratch."""
     loaded = load(write(folder, data, "in-process.yaml"))
     scenario, population = loaded.scenario, populate(loaded)
-    hosts = [HostFacts(h.host, h.name, h.config.memory, h.config.cpus) for h in population.hosts]
+    hosts = [
+        HostFacts(h.host, h.name, h.config.machine_bytes, h.config.cpus) for h in population.hosts
+    ]
     specs = [vm.spec for vm in population.vms]
     vms = [
         VmFacts(s.vm, s.name, s.config.memory, s.config.reservation, s.config.vcpus) for s in specs

@@ -14,6 +14,7 @@ from typing import Any
 
 import naive_compress as compress
 import naive_large as large
+import naive_tier as tier
 import numpy as np
 from naive_host import active_fraction, limits
 from naive_index import TRUNCATED, HintFrame
@@ -73,6 +74,9 @@ EVENTS = [
     "large_breaks",
     "ssd_outs",
     "ssd_ins",
+    "tier_touches",
+    "tier_ups",
+    "tier_downs",
 ]
 """Counters of a host since the last measurement."""
 
@@ -94,7 +98,7 @@ def host_numbers(esx: Esx) -> dict[str, int]:
         "pace_ms": esx.pace_ms,
         "by_law": int(esx.by_law),
         "intake": esx.intake,
-        "machine": slots(esx.config.memory - esx.config.reserve, esx.sample),
+        "machine": slots(esx.config.machine_bytes - esx.config.reserve, esx.sample),
         "overhead": sum(len(vm.overhead) for vm in esx.on()),
         "free": esx.free,
         "highmem_free": len(esx.machine.free_of(high=True)),
@@ -120,6 +124,9 @@ def host_numbers(esx: Esx) -> dict[str, int]:
         "swap_io_left": esx.swap_io_left,
         "ssd_io_left": esx.ssd_io_left,
         "ssd_used": sum(len(vm.in_host_cache) for vm in esx.on()),
+        "tier_io_left": esx.tier_io_left,
+        "tier_hand": esx.hand,
+        "tier_goal": tier.goal(esx),
         "swap_cluster_left": esx.cluster_room,
     }
 

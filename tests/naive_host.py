@@ -16,6 +16,7 @@ import naive_large as large
 import naive_pace
 import naive_pages as pages
 import naive_policy as policy
+import naive_tier as tier
 import naive_workload as workload
 from naive_policy import HARD, LOW, SOFT, slots
 from naive_state import Esx, Vm
@@ -37,6 +38,8 @@ def step(esx: Esx) -> None:
     poll_balloons(esx)
     if esx.level >= SOFT:
         page_out(esx)
+    if esx.config.tier.nvme:
+        tier.make_room(esx)
     for vm in esx.on():
         above = esx.level == LOW and vm.held() > vm.entitled()
         vm.blocked = above or vm.overhead_due > 0
@@ -63,6 +66,7 @@ def runs_due(esx: Esx, period_ms: int) -> int:
 def refill_devices(esx: Esx) -> None:
     """Operations of a step; whole ones that were left over are lost."""
     esx.swap_io_left = esx.swap_io.due(per_step(esx, esx.config.swap.iops))
+    esx.tier_io_left = esx.tier_io.due(per_step(esx, esx.config.tier.iops))
     esx.ssd_io_left = esx.ssd_io.due(per_step(esx, esx.config.host_cache.iops))
     for vm in esx.on():
         guest = vm.guest
@@ -78,7 +82,7 @@ def charge_overheads(esx: Esx) -> None:
 
 
 def limits(esx: Esx) -> policy.Levels:
-    return policy.levels(esx.config.reclaim, esx.config.memory, esx.sample)
+    return policy.levels(esx.config.reclaim, esx.config.machine_bytes, esx.sample)
 
 
 def update_level(esx: Esx) -> bool:
@@ -105,7 +109,7 @@ def retarget(esx: Esx) -> None:
         claims.append(policy.Claim(vm.shares, active[-1], min(floor, cap), cap))
     overheads = len(esx.held)
     overheads += sum(len(vm.overhead) + vm.overhead_due for vm in esx.on())
-    n_frames = slots(config.memory - config.reserve, esx.sample)
+    n_frames = slots(config.machine_bytes - config.reserve, esx.sample)
     total = n_frames - overheads - limits(esx).goal + esx.shared_saved()
     is_short = sum(claim.cap for claim in claims) > total
     targets = policy.divide(total, policy.tax_factor(config), claims)

@@ -18,7 +18,7 @@ def slots_of_one(esx: Esx) -> int:
 
 def high_boundary(esx: Esx) -> int:
     """Free frames above which memory is high again."""
-    limits = levels(esx.config.reclaim, esx.config.memory, esx.sample)
+    limits = levels(esx.config.reclaim, esx.config.machine_bytes, esx.sample)
     return limits.up[limits.order[1]]
 
 

@@ -24,8 +24,10 @@ class Refused(Exception):  # noqa: N818 - an answer, not an error
 
 
 def new_host(host: int, config: HostConfig, seed: int, sample: int, tick_ms: int) -> Esx:
-    n_frames = slots(config.memory - config.reserve, sample)
+    n_frames = slots(config.machine_bytes - config.reserve, sample)
     low_memory = config.memory if config.io.low_memory is None else config.io.low_memory
+    if config.tier.nvme:
+        low_memory = config.memory * config.tier.nvme // 1000
     machine = Machine({}, n_frames, slots(low_memory, sample))
     esx = Esx(host, config, seed, sample, tick_ms, machine, ContentIndex(), level_free=n_frames)
     esx.dt_ms = esx.pace_ms = tick_ms
@@ -41,7 +43,10 @@ def why_not_admitted(esx: Esx, spec: VmSpec, reservation: int) -> str | None:
     """Whether `spec` with this reservation fits beside the other VMs."""
     others = [vm for vm in esx.on() if vm.spec.vm != spec.vm]
     reserved = sum(vm.reservation_bytes + vm.spec.config.overhead for vm in others)
-    if reserved + reservation + spec.config.overhead > esx.config.memory - esx.config.reserve:
+    if (
+        reserved + reservation + spec.config.overhead
+        > esx.config.machine_bytes - esx.config.reserve
+    ):
         return "memory-reservation"
     swap = sum(vm.spec.config.memory - vm.reservation_bytes for vm in others)
     swap += spec.config.memory - reservation

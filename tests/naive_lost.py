@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from naive_machine import NoGuestIo, NoGuestMemory, NoIo, Stall
+from naive_machine import NoGuestIo, NoGuestMemory, NoIo, NoTierIo, Stall
 from naive_state import Esx, Vm
 
-CAUSES = ("swap_in", "guest_paging", "cow", "scan", "blocked", "migration", "cpu", "decompress")
+CAUSES = (
+    "swap_in",
+    "guest_paging",
+    "cow",
+    "scan",
+    "blocked",
+    "migration",
+    "cpu",
+    "decompress",
+    "tier",
+)
 """Why time is lost, in the order in which debts are paid."""
 
 
@@ -34,6 +44,8 @@ def stall(esx: Esx, vm: Vm, why: Stall) -> None:
     cause = "blocked"
     if isinstance(why, NoIo):
         cause = "swap_in"
+    elif isinstance(why, NoTierIo):
+        cause = "tier"
     elif isinstance(why, (NoGuestMemory, NoGuestIo)):
         cause = "guest_paging"
     lose(vm, vm.left_ns, cause)

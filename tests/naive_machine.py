@@ -97,6 +97,10 @@ class NoIo(Stall):
     """The swap device is busy for the rest of this step."""
 
 
+class NoTierIo(Stall):
+    """The NVMe that a page in memory lies on is busy for the rest of this step."""
+
+
 class NoGuestMemory(Stall):
     """The guest has no page to give up, or no room in its own swap space."""
 

@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 import naive_large as large
+import naive_tier as tier
 from naive_compare import TOLERANCE, Difference
 from naive_host import active_fraction
 from naive_lost import CAUSES
@@ -46,6 +47,9 @@ EVENTS = {
     "cache_evictions": "cache_evictions",
     "host_cache_out_pages": "ssd_outs",
     "host_cache_in_pages": "ssd_ins",
+    "tier_touches": "tier_touches",
+    "tier_up_pages": "tier_ups",
+    "tier_down_pages": "tier_downs",
 }
 
 
@@ -115,6 +119,7 @@ def host_row(esx: Esx) -> Row:
         "zero_saved_pages": sum(esx.index.references(f.mpn) * k - 1 for f in zero_pages),
         "compression_cache_pages": sum(len(vm.cache_frames) for vm in vms) * k,
         "overhead_pages": sum(len(vm.overhead) for vm in vms) * k,
+        "nvme_pages": tier.n_used(esx) * k,
         "free_pages": esx.free * k + unreal,
         "spare_pages": esx.free * k,
         "held_pages": len(esx.held) * k,

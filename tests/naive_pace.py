@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import naive_tier as tier
 from naive_policy import SOFT, levels
 from naive_state import Annotation, Esx, Vm
 from naive_workload import MS, row_at, time_in_program
@@ -27,6 +28,8 @@ def pace_ms(esx: Esx) -> int:
         bounds.append(PAGING_MS)
     if esx.level == SOFT and esx.by_law and rate < 1000:  # of a millionth in a ms: a slot a second
         bounds.append(max(relief_ms(esx), PAGING_MS))
+    if tier.is_short(esx):
+        bounds.append(PAGING_MS)
     if rate > 0:
         shortest = PAGING_MS if esx.by_law else SHORTEST_MS
         bounds.append(max(room(esx) * 1_000_000 // (2 * rate), shortest))
@@ -39,7 +42,8 @@ def exposure_ms(esx: Esx) -> int:
 
 
 def goes_long(esx: Esx) -> bool:
-    return esx.level <= SOFT and esx.tick_ms >= 2 * esx.config.sampling.period
+    is_long = esx.tick_ms >= 2 * esx.config.sampling.period
+    return esx.level <= SOFT and is_long and not esx.config.tier.nvme
 
 
 def is_alike(esx: Esx, vm: Vm) -> bool:
@@ -88,7 +92,7 @@ def relief_ms(esx: Esx) -> int:
     swap = esx.config.swap
     if any(not vm.can_balloon() and vm.held() > vm.entitled() for vm in esx.on()):
         rate += swap.iops * swap.write_cluster * 1000
-    missing = levels(esx.config.reclaim, esx.config.memory, esx.sample).goal - esx.free
+    missing = levels(esx.config.reclaim, esx.config.machine_bytes, esx.sample).goal - esx.free
     return ms_for(esx, max(missing, 1), rate)
 
 
@@ -121,7 +125,7 @@ def planned_rate(esx: Esx) -> int:
 
 def room(esx: Esx) -> int:
     """Frames until memory is below the threshold of the next level down."""
-    limits = levels(esx.config.reclaim, esx.config.memory, esx.sample)
+    limits = levels(esx.config.reclaim, esx.config.machine_bytes, esx.sample)
     lower = [level for level in limits.order if level > esx.level]
     below = limits.down[lower[0]] if lower else 0
     return max(esx.free - below + 1, 0)

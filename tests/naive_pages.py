@@ -9,6 +9,7 @@ from __future__ import annotations
 import naive_compress as compress
 import naive_large as large
 import naive_remap as remap
+import naive_tier as tier
 from naive_index import TRUNCATED, HintFrame, SharedFrame
 from naive_machine import ZERO_PAGE, Content, Draws, NoFrame, NoGuestIo, NoIo
 from naive_policy import LOW
@@ -146,7 +147,7 @@ def require_frame(esx: Esx, vm: Vm) -> None:
 def bring_in(esx: Esx, vm: Vm, ppn: int) -> int:
     """Back the page with a frame. Cost in ns of one page. A fault never reclaims."""
     if vm.frame(ppn) is not None:
-        return 0
+        return tier.reach(esx, vm, ppn)
     require_frame(esx, vm)
     if vm.pmap.get(ppn) is Annotation.SWAPPED:
         return swap_in(esx, vm, ppn)
@@ -238,8 +239,10 @@ def overwrite(esx: Esx, vm: Vm, ppn: int, content: Content) -> int:
     if esx.config.paging.skip_overwritten and vm.pmap.get(ppn) is Annotation.SWAPPED:
         require_frame(esx, vm)
         forget_swapped(vm, ppn)
-        vm.pmap[ppn] = Backed(esx.machine.take(ZERO_PAGE, vm.salt))
+        vm.pmap[ppn] = Backed(esx.machine.take(content, vm.salt))
+        vm.mapped.add(ppn)
         esx.events["swap_skips"] += 1
+        return 0
     return touch(esx, vm, ppn, content)
 
 

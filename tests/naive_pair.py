@@ -14,7 +14,7 @@ import naive_pages
 import naive_remap
 import numpy as np
 from naive_compare import Difference, Identity, differences
-from naive_machine import NoFrame, NoGuestIo, NoGuestMemory, NoIo, Stall
+from naive_machine import NoFrame, NoGuestIo, NoGuestMemory, NoIo, NoTierIo, Stall
 from naive_state import Esx, Vm
 
 from hostsim import balloon, fault, guest, invariants, rng, share, swap, tick, workload
@@ -29,6 +29,7 @@ from hostsim.units import HostId, VmId, pages
 STALLS = {
     NoFrame: fault.NO_FRAME,
     NoIo: fault.NO_IO,
+    NoTierIo: fault.NO_TIER_IO,
     NoGuestMemory: fault.NO_GUEST_MEMORY,
     NoGuestIo: fault.NO_GUEST_IO,
 }

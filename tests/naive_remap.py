@@ -45,7 +45,7 @@ def send(esx: Esx, vm: Vm, ppn: int, draw: int) -> int:
     esx.events["transmits"] += 1
     entry = vm.frame(ppn)
     assert entry is not None
-    if not esx.machine.is_high(entry.mpn):
+    if esx.config.tier.nvme or not esx.machine.is_high(entry.mpn):
         return 0
     esx.events["copies"] += 1
     if count_copy(esx, vm, ppn) <= esx.config.io.copy_threshold or esx.config.io.remap == "never":
@@ -56,6 +56,7 @@ def send(esx: Esx, vm: Vm, ppn: int, draw: int) -> int:
         large.split(esx, vm, ppn)
         esx.machine.free_of(high=True).append(entry.mpn)
         moved(esx, {entry.mpn: mpn})
+        esx.events["remaps"] += 1
         forget(esx, vm, ppn)
         return 2
     if esx.config.io.remap == "random":
@@ -66,6 +67,7 @@ def send(esx: Esx, vm: Vm, ppn: int, draw: int) -> int:
             for page in ((vm, ppn), victim):
                 large.split(esx, *page)
             moved(esx, {entry.mpn: makes_way.mpn, makes_way.mpn: entry.mpn})
+            esx.events["remaps"] += 1
             forget(esx, vm, ppn)
             forget(esx, *victim)
             return 3
@@ -83,7 +85,6 @@ def moved(esx: Esx, mpns: dict[int, int]) -> None:
     for old, frame in frames.items():
         esx.machine.frames[mpns[old]] = frame
     esx.index.renumber(mpns)
-    esx.events["remaps"] += 1
 
 
 def find_victim(esx: Esx, draws: Draws, draw: int) -> tuple[Vm, int] | None:

@@ -90,6 +90,12 @@ def host(k: int, frames: int, **options: Any) -> HostConfig:
     return HostConfig(**defaults)
 
 
+def tier(k: int, frames: int, nvme: int, **options: Any) -> dict[str, int]:
+    """NVMe of about so many frames below the DRAM of `host`."""
+    memory = max(LEAST_BYTES, amount(frames, k))
+    return {"nvme": min(round(amount(nvme, k) * 1000 / memory), 4000), "latency": 60_000} | options
+
+
 def guest(k: int, size: int, **options: Any) -> VmConfig:
     """A VM; `reservation`, `limit`, `overhead` and `guest_swap` in slots as `size`."""
     for name in ("reservation", "limit", "overhead", "guest_swap"):

@@ -288,9 +288,14 @@ class Esx:
     scanned_last_step: int = 0
     swap_io_left: int = 0
     ssd_io_left: int = 0
+    tier_io_left: int = 0
     cluster_room: int = 0
     swap_io: Meter = field(default_factory=Meter)
     ssd_io: Meter = field(default_factory=Meter)
+    tier_io: Meter = field(default_factory=Meter)
+    looks: Meter = field(default_factory=Meter)
+    hand: int = 0
+    """Where looking for cold pages goes on, and looks that are due: see naive_tier."""
     scan: Meter = field(default_factory=Meter)
     breaking: Meter = field(default_factory=Meter)
     level_ms: Counter[int] = field(default_factory=Counter)

@@ -11,6 +11,7 @@ import math
 from itertools import count
 
 import naive_guest as guests
+import naive_tier as tier
 from naive_index import TRUNCATED, HintFrame
 from naive_lost import StepOver, charge, stall
 from naive_machine import Draws, Stall
@@ -65,10 +66,12 @@ def ppn_at(vm: Vm, offset: int) -> int:
     return vm.guest.kernel + (vm.guest.window + offset) % vm.guest.span
 
 
-def is_heard(vm: Vm, ppn: int) -> bool:
-    """Whether any touch of the page is noticed: it is not in memory, has no mapping, or is new."""
+def is_heard(esx: Esx, vm: Vm, ppn: int) -> bool:
+    """Whether any touch of the page is noticed: it is not in memory, or lies on
+    NVMe, has no mapping, or is new."""
     is_new = vm.guest.use[ppn] is Use.FREE
-    return vm.frame(ppn) is None or ppn not in vm.mapped or is_new
+    is_far = tier.is_far(esx, vm, ppn)
+    return vm.frame(ppn) is None or ppn not in vm.mapped or is_new or is_far
 
 
 def is_write_heard(esx: Esx, vm: Vm, ppn: int) -> bool:
@@ -104,7 +107,7 @@ class Loud:
 
     def _add(self, offset: int) -> None:
         ppn = ppn_at(self.vm, offset)
-        if is_heard(self.vm, ppn):
+        if is_heard(self.esx, self.vm, ppn):
             self.any.append(offset)
         elif is_write_heard(self.esx, self.vm, ppn):
             self.write.append(offset)

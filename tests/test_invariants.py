@@ -196,6 +196,11 @@ def shared_frame_elsewhere(host: Host) -> None:
     host.state.shared_kind[np.flatnonzero(host.state.refs)[0]] ^= np.uint8(KIND)
 
 
+def sample_set_aside(host: Host) -> None:
+    """A look for cold pages that did not put back what it noted in a running sample."""
+    host.state.sampled[(host.state.vms["vm"] == 2).argmax()] += int(row_of(host, 2).size_slots)
+
+
 def high_frames_from_nowhere(host: Host) -> None:
     """More free high frames than there are free ones: the sum still holds."""
     host.state.host[0].highmem_free += 10**6
@@ -239,6 +244,11 @@ DAMAGES: list[tuple[str, str, Damage]] = [
     ("a machine with more high frames", "high frames", add("highmem", 1)),
     ("more free high frames than free ones", "high frames", high_frames_from_nowhere),
     ("overhead in high memory that is none", "high frames", add("overhead_highmem", 1, vm=2)),
+    ("a touch of a page on no NVMe", "tiers", add("tier_touches", 1)),
+    ("a goal of DRAM that is all memory", "tiers", add("tier_goal", 1)),
+    ("more pages that came up than were touched", "tiers", add("tier_ups", 1)),
+    ("copies for devices beside tiers", "tiers", add("tiered", 1)),
+    ("a sample that is set aside", "samples", sample_set_aside),
     ("one frame more", "frames", add("free", 1)),
     ("one frame less", "frames", add("free", -1)),
     ("a smaller machine", "frames", add("machine", -1)),

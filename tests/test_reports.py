@@ -43,6 +43,7 @@ KEYS: dict[str, set[str]] = {
         *("double_paging_pages", "cow_breaks", "guest_paging_pages", "blocked_s"),
         *("compressions", "decompressions", "cache_evictions", "large_breaks"),
         *("host_cache_out_pages", "host_cache_in_pages"),
+        *("tier_touches", "tier_up_pages", "tier_down_pages"),
         "migration_downtime_s",
     },
     "migrations": {"count", "gib", "mean_s", "rounds_mean", "slowed_s", "failed"},

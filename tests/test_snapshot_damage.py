@@ -245,7 +245,7 @@ DAMAGES: dict[str, Damage] = {
     "a stalled touch beyond the VM": field("stalled", 2 * SIZE + 1),
     "a gift beyond the VM": field("given", -1),
     "a scrubbed page beyond the VM": field("scrub_cursor", -1),
-    "a cause that is none": field("cause", 8),
+    "a cause that is none": field("cause", 9),
     "a carry of a whole life": field("touch_carry", HUGE),
     "a cycle that never started": field("cycle_start_ms", -HUGE),
     "a start before time": field("start_ms", -HUGE),

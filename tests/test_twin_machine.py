@@ -58,6 +58,7 @@ def host_configs(draw: st.DrawFn, k: int) -> HostConfig:
     options = ("share_first", "map_clean", "skip_overwritten")
     frames = draw(st.integers(150, 400))
     clear = scenes.with_clear(k, frames) if draw(st.booleans()) else {}
+    low = draw(st.sampled_from([None, None, *(scenes.amount(n, k) for n in LOW)]))
     return scenes.host(
         k,
         frames,
@@ -83,7 +84,7 @@ def host_configs(draw: st.DrawFn, k: int) -> HostConfig:
             "maximum": draw(st.sampled_from([100, 20, 400])),
         },
         io={
-            "low_memory": draw(st.sampled_from([None, *(scenes.amount(n, k) for n in LOW)])),
+            "low_memory": low,
             "copy_threshold": draw(st.sampled_from([0, 1, 3])),
             "remap": draw(st.sampled_from(["never", "free", "random", "random"])),
         },
@@ -97,6 +98,12 @@ def host_configs(draw: st.DrawFn, k: int) -> HostConfig:
             "latency": 70_000,
             "iops": draw(st.sampled_from([300 * k, 5 * k])),
         },
+        tier=scenes.tier(
+            k,
+            frames,
+            draw(st.sampled_from([0, 60, 400])) if low is None else 0,
+            iops=draw(st.sampled_from([400 * k, 8 * k])),
+        ),
         swap_space=scenes.amount(draw(st.sampled_from([10_000, 10_000, 800])), k),
     )
 

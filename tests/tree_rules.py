@@ -24,7 +24,7 @@ LAYERS = [
     "hostsim.arrays",
     "hostsim.ranks hostsim.frames hostsim.ahead",
     "hostsim.closed_form hostsim.compress hostsim.large",
-    "hostsim.composition hostsim.allocate hostsim.reclaim hostsim.sample hostsim.share"
+    "hostsim.tier hostsim.composition hostsim.allocate hostsim.reclaim hostsim.sample hostsim.share"
     " hostsim.remap hostsim.invariants hostsim.spread",
     "hostsim.fault hostsim.breaking hostsim.contents hostsim.load hostsim.measure hostsim.packing",
     "hostsim.lost hostsim.replacement hostsim.swap hostsim.tenancy",

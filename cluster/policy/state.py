@@ -178,12 +178,12 @@ def initial(population: Population) -> ClusterState:
     configs = [host.config for host in population.hosts]
     specs = [vm.spec for vm in population.vms]
     footprint = _column([min(s.image.footprint, s.config.memory) for s in specs])
-    reservable = _column([config.memory - config.reserve for config in configs])
+    reservable = _column([config.machine_bytes - config.reserve for config in configs])
     none = np.zeros(len(specs), np.int64)
     sketches = population.sketches or nothing(len(specs))
     return ClusterState(
         hosts=HostColumns(
-            memory=_column([config.memory for config in configs]),
+            memory=_column([config.machine_bytes for config in configs]),
             reservable=reservable,
             swap_space=_column([config.swap_space_bytes for config in configs]),
             cpus=_column([config.cpus for config in configs]),

@@ -144,7 +144,7 @@ def _in_trace(loaded: Loaded) -> int:
 
 def _overcommit(by_vms: Scale, population: Population) -> Scale:
     """Levels of overcommit, in hundredths, from those of VMs."""
-    memory = sum(host.config.memory for host in population.hosts)
+    memory = sum(host.config.machine_bytes for host in population.hosts)
     peak = sum(spec.config.memory for spec in busiest(population.vms, 1))
     per_level = Fraction(sum(by_vms.weights) * memory, max(peak, 1) * 100)
     high = min(int((by_vms.high - by_vms.fixed) / per_level), OVERCOMMIT_MAX)
