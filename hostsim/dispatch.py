@@ -9,15 +9,26 @@ of the time is numba's own, in Python.)
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from numba.core import base, codegen, compiler, compiler_machinery, registry, sigutils, types
+from llvmlite import binding
+from numba.core import (
+    bytecode,
+    codegen,
+    compiler,
+    compiler_machinery,
+    funcdesc,
+    registry,
+    sigutils,
+    types,
+)
 from numba.core import typed_passes as typed
 from numba.core import untyped_passes as untyped
-from numba.np import arrayobj
+from numba.core.typing import templates
+
+from hostsim import patches
 
 
 class _Passes(compiler.CompilerBase):
@@ -55,6 +66,7 @@ class _Flags(compiler.Flags):
         return 1  # numba's own is of the options' names alone, too
 
 
+_AS_PART = {"no_compile": True, "no_cpython_wrapper": True}
 _DEFAULTS = {name: option.default for name, option in compiler.Flags.options.items()}
 
 
@@ -68,19 +80,20 @@ class _Part(codegen.JITCodeLibrary):
         self._finalized = True
 
 
+class _Made(_Part):
+    """Code that another process made of some kernels, with all that they call."""
+
+    def __init__(self, codegen: Any, code: bytes) -> None:
+        super().__init__(codegen, "made elsewhere")
+        self._final_module = binding.parse_bitcode(code)
+        self.finalize()
+
+
 class _Whole(codegen.JITCodeLibrary):
     """Code of a kernel as Python calls it, with all that it calls."""
 
     def finalize(self) -> None:
-        linked: dict[Any, None] = {}
-        waiting = list(self._linking_libraries)
-        while waiting:
-            library = waiting.pop()
-            if library not in linked:
-                linked[library] = None
-                if isinstance(library, _Part):
-                    waiting += library._linking_libraries
-        self._linking_libraries = list(linked)
+        self._linking_libraries = _with_all_they_call(self._linking_libraries)
         super().finalize()
 
     def _optimize_final_module(self) -> None:
@@ -89,12 +102,27 @@ class _Whole(codegen.JITCodeLibrary):
         passes.run(self._final_module, builder)
 
 
+def _with_all_they_call(libraries: Sequence[Any]) -> list[Any]:
+    """Libraries and those that they need, each after one that needs it: LLVM drops what none does.
+    Those that are complete come last, lest functions be taken from them whose own needs are not."""
+    linked: dict[Any, None] = {}
+    waiting = list(libraries)
+    while waiting:
+        library = waiting.pop()
+        if library not in linked:
+            linked[library] = None
+            if isinstance(library, _Part):
+                waiting += library._linking_libraries
+    return sorted(linked, key=lambda library: isinstance(library, _Made))
+
+
 class _Inner(registry.CPUDispatcher):
     """A kernel as other kernels call it: a part of what they are compiled to."""
 
     def __init__(self, function: Any, options: dict[str, Any]) -> None:
         super().__init__(function, targetoptions=options)
-        self._parts: dict[Any, _Part] = {}
+        self.parts: dict[Any, _Part] = {}
+        self.offers: dict[Any, Callable[[], _Made | None]] = {}
 
     def get_call_template(self, args: Any, kws: Any) -> Any:
         """A number written out is a number: numba would compile the function for it once more."""
@@ -103,12 +131,44 @@ class _Inner(registry.CPUDispatcher):
     def compile(self, sig: Any) -> Any:
         """The key under which the caller finds the code."""
         args, _ = sigutils.normalize_signature(sig)
-        if args not in self.overloads:
-            part = self._parts[args] = _Part(_codegen(self), self.py_func.__qualname__)
-            compiled = _compile(self, args, part, no_compile=True, no_cpython_wrapper=True)
-            self.targetctx.insert_user_function(part, compiled.fndesc, [part])
-            self.overloads[args] = compiled
-        return self._parts[args]
+        if args not in self.overloads and not self._take(args):
+            part = _Part(_codegen(self), self.py_func.__qualname__)
+            self._keep(args, part, _compile(self, args, part, **_AS_PART))
+        compiled: Any = self.overloads[args]
+        return compiled.fndesc
+
+    def _take(self, args: Any) -> bool:
+        """Use what was made elsewhere, if it was offered and is code of this kernel."""
+        part = self.offers[args]() if args in self.offers else None
+        if part is None:
+            return False
+        descriptor = funcdesc.FunctionDescriptor(
+            native=True,
+            modname=self.py_func.__module__,
+            qualname=self.py_func.__qualname__,
+            unique_name=self.py_func.__qualname__,
+            doc="",
+            typemap={},
+            restype=types.none,
+            calltypes={},
+            args=(),
+            kws={},
+            mangler=self.targetctx.mangler,
+            argtypes=args,
+            abi_tags=[_flags_of(self, **_AS_PART).get_mangle_string()],
+        )
+        if descriptor.llvm_func_name not in [one.name for one in part.get_defined_functions()]:
+            return False
+        result = compiler.compile_result(
+            fndesc=descriptor, signature=templates.signature(types.none, *args)
+        )
+        self._keep(args, part, result)
+        return True
+
+    def _keep(self, args: Any, part: _Part, compiled: Any) -> None:
+        self.parts[args] = part
+        self.targetctx.insert_user_function(compiled.fndesc, compiled.fndesc, [part])
+        self.overloads[args] = compiled
 
     get_overload = compile
 
@@ -131,8 +191,43 @@ class Kernel(registry.CPUDispatcher):
     def _compile_whole(self, args: Any, return_type: Any) -> Any:
         whole = _Whole(_codegen(self), self.py_func.__qualname__)
         whole.enable_object_caching()
-        with _no_collections(), _no_negative_indexes(), _known_operators(), _known_sizes():
+        with patches.fit_for_kernels():
             return _compile(self, args, whole)
+
+    def offer(self, args: Any, find: Callable[[], _Made | None]) -> None:
+        """When another kernel first calls this one, which returns nothing, with arguments of these
+        types, `find` gives its code; it is compiled where that gives None, or code of others."""
+        self._inner.offers[args] = find
+
+    def withdraw(self) -> None:
+        """Compile as if nothing had been offered; what was taken is kept."""
+        self._inner.offers.clear()
+
+
+def lowered(wanted: Sequence[tuple[Kernel, Any]]) -> bytes:
+    """For another process: bitcode of kernels for arguments of some types, with all they call."""
+    parts = []
+    with (
+        patches.fit_for_kernels(),
+        patches.instead(bytecode.FunctionIdentity, "_unique_ids", lambda _: _ELSEWHERE),
+    ):
+        for kernel, args in wanted:
+            name = kernel._inner.compile(args).llvm_func_name
+            parts.append(kernel._inner.parts[args])
+            parts[-1]._final_module.get_function(name).linkage = "weak_odr"  # if nothing calls it
+        together = _Part(_codegen(wanted[0][0]), "together")._final_module
+        for part in _with_all_they_call(parts):
+            together.link_in(part._get_module_for_linking(), preserve=True)
+        return bytes(together.as_bitcode())
+
+
+def made(kernel: Kernel, code: bytes) -> _Made:
+    """What `lowered` made in another process, as all kernels can use it."""
+    return _Made(_codegen(kernel), code)
+
+
+_ELSEWHERE = itertools.count(1 << 32)
+"""Numbers in names of numba's own functions in `lowered`: the other process comes not so far."""
 
 
 def _codegen(dispatcher: Any) -> Any:
@@ -141,85 +236,22 @@ def _codegen(dispatcher: Any) -> Any:
 
 def _compile(dispatcher: Any, args: Any, library: Any, **more: bool) -> Any:
     """Have numba compile one function into `library`."""
-    flags = _Flags()
-    dispatcher.targetdescr.options.parse_as_flags(flags, dispatcher.targetoptions)
-    for name, value in more.items():
-        setattr(flags, name, value)
     return compiler.compile_extra(
         dispatcher.typingctx,
         dispatcher.targetctx,
         dispatcher.py_func,
         args=args,
         return_type=None,
-        flags=flags,
+        flags=_flags_of(dispatcher, **more),
         locals={},
         library=library,
         pipeline_class=_Passes,
     )
 
 
-@contextlib.contextmanager
-def _instead(owner: Any, name: str, made: Callable[[Any], Any]) -> Iterator[None]:
-    """A function of numba's replaced by what `made` makes of it."""
-    before = getattr(owner, name)
-    setattr(owner, name, made(before))
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-def _no_negative_indexes() -> contextlib.AbstractContextManager[None]:
-    """Indexes are taken as they are: kernels never count from the end, and code that makes sure of
-    that at every access is slower to run and to compile."""
-
-    def as_it_is(context: Any, builder: Any, kind: Any, index: Any, size: Any) -> Any:
-        return context.cast(builder, index, kind, types.intp)
-
-    return _instead(arrayobj, "fix_integer_index", lambda before: as_it_is)
-
-
-def _known_operators() -> contextlib.AbstractContextManager[None]:
-    """Which version of an operator types ask for is found once: kernels ask thousands of times for
-    hundreds, and numba tries those for whole arrays each time. A sixth of the time."""
-    found: dict[Any, Any] = {}
-
-    def remembering(find: Any) -> Any:
-        def get_call_type(self: Any, context: Any, args: Any, kws: Any) -> Any:
-            if kws:
-                return find(self, context, args, kws)
-            if (self, args) not in found:
-                found[self, args] = find(self, context, args, kws)
-            return found[self, args]
-
-        return get_call_type
-
-    return _instead(types.functions.BaseFunction, "get_call_type", remembering)
-
-
-def _known_sizes() -> contextlib.AbstractContextManager[None]:
-    """The size of a type, for which numba has LLVM read a module of its own, is found once."""
-    found: dict[Any, int] = {}
-
-    def remembering(find: Any) -> Any:
-        def get_abi_sizeof(self: Any, kind: Any) -> int:
-            if kind not in found:
-                found[kind] = find(self, kind)
-            return found[kind]
-
-        return get_abi_sizeof
-
-    return _instead(base.BaseContext, "get_abi_sizeof", remembering)
-
-
-@contextlib.contextmanager
-def _no_collections() -> Iterator[None]:
-    """Garbage collection off: the compiler makes millions of objects that live until its end, and
-    looking through them all again and again takes a fifth of its time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
+def _flags_of(dispatcher: Any, **more: bool) -> _Flags:
+    flags = _Flags()
+    dispatcher.targetdescr.options.parse_as_flags(flags, dispatcher.targetoptions)
+    for name, value in more.items():
+        setattr(flags, name, value)
+    return flags
