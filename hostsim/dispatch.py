@@ -33,7 +33,8 @@ from hostsim import patches
 
 class _Passes(compiler.CompilerBase):
     """The passes of numba's compiler that kernels need: they have no closures, generators, `with`
-    blocks or array expressions, for each of which numba looks through every function again."""
+    blocks or array expressions, for each of which numba looks through every function again, and no
+    references, for which it would mark the last use of each variable."""
 
     def define_pipelines(self) -> list[Any]:
         passes = compiler_machinery.PassManager("kernel")
@@ -44,7 +45,6 @@ class _Passes(compiler.CompilerBase):
             untyped.ReconstructSSA,
             typed.NopythonTypeInference,
             typed.PreLowerStripPhis,
-            typed.IRLegalization,
             typed.NativeLowering,
             typed.NoPythonBackend,
         ):
