@@ -9,13 +9,12 @@ of the time is numba's own, in Python.)
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+import functools
+import importlib
+from collections.abc import Callable
 from typing import Any
 
-from llvmlite import binding
 from numba.core import (
-    bytecode,
     codegen,
     compiler,
     compiler_machinery,
@@ -66,7 +65,6 @@ class _Flags(compiler.Flags):
         return 1  # numba's own is of the options' names alone, too
 
 
-_AS_PART = {"no_compile": True, "no_cpython_wrapper": True}
 _DEFAULTS = {name: option.default for name, option in compiler.Flags.options.items()}
 
 
@@ -80,40 +78,37 @@ class _Part(codegen.JITCodeLibrary):
         self._finalized = True
 
 
-class _Made(_Part):
-    """Code that another process made of some kernels, with all that they call."""
+class _Apart(_Part):
+    """Stands for a kernel that lies elsewhere: what calls it needs it loaded, not linked."""
 
-    def __init__(self, codegen: Any, code: bytes) -> None:
-        super().__init__(codegen, "made elsewhere")
-        self._final_module = binding.parse_bitcode(code)
-        self.finalize()
+    def __init__(self, codegen: Any, kernel: Apart, args: Any) -> None:
+        super().__init__(codegen, kernel.py_func.__name__)
+        self.load = functools.partial(load, kernel.py_func.__module__, self.name, args)
 
 
 class _Whole(codegen.JITCodeLibrary):
     """Code of a kernel as Python calls it, with all that it calls."""
 
     def finalize(self) -> None:
-        self._linking_libraries = _with_all_they_call(self._linking_libraries)
+        linked: dict[Any, None] = {}
+        waiting = list(self._linking_libraries)
+        while waiting:
+            library = waiting.pop()
+            if library not in linked:
+                linked[library] = None
+                if isinstance(library, _Part):
+                    waiting += library._linking_libraries
+        self._linking_libraries = [one for one in linked if not isinstance(one, _Apart)]
+        self._loads = [one.load for one in linked if isinstance(one, _Apart)]
+        self._reload_init.update(self._loads)  # numba calls them when it has this from the cache
         super().finalize()
 
     def _optimize_final_module(self) -> None:
         # numba goes through the module twice, first to find reference counts: kernels have none.
         passes, builder = self._codegen._module_pass_manager()
         passes.run(self._final_module, builder)
-
-
-def _with_all_they_call(libraries: Sequence[Any]) -> list[Any]:
-    """Libraries and those that they need, each after one that needs it: LLVM drops what none does.
-    Those that are complete come last, lest functions be taken from them whose own needs are not."""
-    linked: dict[Any, None] = {}
-    waiting = list(libraries)
-    while waiting:
-        library = waiting.pop()
-        if library not in linked:
-            linked[library] = None
-            if isinstance(library, _Part):
-                waiting += library._linking_libraries
-    return sorted(linked, key=lambda library: isinstance(library, _Made))
+        for load_one in self._loads:  # only now: another process may be compiling it
+            load_one()
 
 
 class _Inner(registry.CPUDispatcher):
@@ -121,8 +116,7 @@ class _Inner(registry.CPUDispatcher):
 
     def __init__(self, function: Any, options: dict[str, Any]) -> None:
         super().__init__(function, targetoptions=options)
-        self.parts: dict[Any, _Part] = {}
-        self.offers: dict[Any, Callable[[], _Made | None]] = {}
+        self._parts: dict[Any, _Part] = {}
 
     def get_call_template(self, args: Any, kws: Any) -> Any:
         """A number written out is a number: numba would compile the function for it once more."""
@@ -131,44 +125,12 @@ class _Inner(registry.CPUDispatcher):
     def compile(self, sig: Any) -> Any:
         """The key under which the caller finds the code."""
         args, _ = sigutils.normalize_signature(sig)
-        if args not in self.overloads and not self._take(args):
-            part = _Part(_codegen(self), self.py_func.__qualname__)
-            self._keep(args, part, _compile(self, args, part, **_AS_PART))
-        compiled: Any = self.overloads[args]
-        return compiled.fndesc
-
-    def _take(self, args: Any) -> bool:
-        """Use what was made elsewhere, if it was offered and is code of this kernel."""
-        part = self.offers[args]() if args in self.offers else None
-        if part is None:
-            return False
-        descriptor = funcdesc.FunctionDescriptor(
-            native=True,
-            modname=self.py_func.__module__,
-            qualname=self.py_func.__qualname__,
-            unique_name=self.py_func.__qualname__,
-            doc="",
-            typemap={},
-            restype=types.none,
-            calltypes={},
-            args=(),
-            kws={},
-            mangler=self.targetctx.mangler,
-            argtypes=args,
-            abi_tags=[_flags_of(self, **_AS_PART).get_mangle_string()],
-        )
-        if descriptor.llvm_func_name not in [one.name for one in part.get_defined_functions()]:
-            return False
-        result = compiler.compile_result(
-            fndesc=descriptor, signature=templates.signature(types.none, *args)
-        )
-        self._keep(args, part, result)
-        return True
-
-    def _keep(self, args: Any, part: _Part, compiled: Any) -> None:
-        self.parts[args] = part
-        self.targetctx.insert_user_function(compiled.fndesc, compiled.fndesc, [part])
-        self.overloads[args] = compiled
+        if args not in self.overloads:
+            part = self._parts[args] = _Part(_codegen(self), self.py_func.__qualname__)
+            compiled = _compile(self, args, part, no_compile=True, no_cpython_wrapper=True)
+            self.targetctx.insert_user_function(part, compiled.fndesc, [part])
+            self.overloads[args] = compiled
+        return self._parts[args]
 
     get_overload = compile
 
@@ -194,40 +156,62 @@ class Kernel(registry.CPUDispatcher):
         with patches.fit_for_kernels():
             return _compile(self, args, whole)
 
-    def offer(self, args: Any, find: Callable[[], _Made | None]) -> None:
-        """When another kernel first calls this one, which returns nothing, with arguments of these
-        types, `find` gives its code; it is compiled where that gives None, or code of others."""
-        self._inner.offers[args] = find
 
-    def withdraw(self) -> None:
-        """Compile as if nothing had been offered; what was taken is kept."""
-        self._inner.offers.clear()
+class Apart(Kernel):
+    """A kernel that is a whole of its own to other kernels, too. It returns nothing."""
 
+    wait: Callable[[], None] | None = None
+    """Called before it is compiled or loaded: another process may be compiling it."""
 
-def lowered(wanted: Sequence[tuple[Kernel, Any]]) -> bytes:
-    """For another process: bitcode of kernels for arguments of some types, with all they call."""
-    parts = []
-    with (
-        patches.fit_for_kernels(),
-        patches.instead(bytecode.FunctionIdentity, "_unique_ids", lambda _: _ELSEWHERE),
-    ):
-        for kernel, args in wanted:
-            name = kernel._inner.compile(args).llvm_func_name
-            parts.append(kernel._inner.parts[args])
-            parts[-1]._final_module.get_function(name).linkage = "weak_odr"  # if nothing calls it
-        together = _Part(_codegen(wanted[0][0]), "together")._final_module
-        for part in _with_all_they_call(parts):
-            together.link_in(part._get_module_for_linking(), preserve=True)
-        return bytes(together.as_bitcode())
+    def __init__(self, function: Any, options: dict[str, Any]) -> None:
+        super().__init__(function, options)
+        self._inner = _InnerApart(function, options, self)
+        patches.LASTING.append(f"{function.__module__}.{function.__qualname__}")
+
+    def compile(self, sig: Any) -> Any:
+        if self.wait is not None:
+            self.wait()
+        return super().compile(sig)
 
 
-def made(kernel: Kernel, code: bytes) -> _Made:
-    """What `lowered` made in another process, as all kernels can use it."""
-    return _Made(_codegen(kernel), code)
+class _InnerApart(_Inner):
+    """Such a kernel as others call it: by its name."""
+
+    def __init__(self, function: Any, options: dict[str, Any], whole: Apart) -> None:
+        super().__init__(function, options)
+        self._whole = whole
+
+    def compile(self, sig: Any) -> Any:
+        args, _ = sigutils.normalize_signature(sig)
+        if args not in self.overloads:
+            part = self._parts[args] = _Apart(_codegen(self), self._whole, args)
+            descriptor = funcdesc.FunctionDescriptor(
+                native=True,
+                modname=self.py_func.__module__,
+                qualname=self.py_func.__qualname__,
+                unique_name=self.py_func.__qualname__,
+                doc="",
+                typemap={},
+                restype=types.none,
+                calltypes={},
+                args=(),
+                kws={},
+                mangler=self.targetctx.mangler,
+                argtypes=args,
+                abi_tags=[_flags_of(self._whole).get_mangle_string()],
+            )
+            self.targetctx.insert_user_function(part, descriptor, [part])
+            self.overloads[args] = compiler.compile_result(
+                fndesc=descriptor, signature=templates.signature(types.none, *args)
+            )
+        return self._parts[args]
+
+    get_overload = compile
 
 
-_ELSEWHERE = itertools.count(1 << 32)
-"""Numbers in names of numba's own functions in `lowered`: the other process comes not so far."""
+def load(module: str, name: str, args: Any) -> None:
+    """Have a kernel compiled, or loaded from the cache, for arguments of these types."""
+    getattr(importlib.import_module(module), name).compile(args)
 
 
 def _codegen(dispatcher: Any) -> Any:

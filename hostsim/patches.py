@@ -13,6 +13,9 @@ from typing import Any
 from numba.core import base, types
 from numba.np import arrayobj
 
+LASTING: list[str] = []
+"""Functions that are called by name from what is compiled separately, perhaps elsewhere."""
+
 
 @contextlib.contextmanager
 def fit_for_kernels() -> Iterator[None]:
@@ -84,14 +87,14 @@ def _known_sizes() -> contextlib.AbstractContextManager[None]:
 
 
 def _lasting_names() -> contextlib.AbstractContextManager[None]:
-    """A kernel has the same name in every process, so that what two of them made of it is one."""
+    """numba numbers the names of functions, each process anew."""
 
     def without_number(mangle: Any) -> Any:
         def mangler(
             self: Any, name: str, kinds: Any, *, abi_tags: Any = (), uid: Any = None
         ) -> Any:
-            is_kernel = name.startswith(f"{__package__}.")
-            return mangle(self, name, kinds, abi_tags=abi_tags, uid=None if is_kernel else uid)
+            number = None if name in LASTING else uid
+            return mangle(self, name, kinds, abi_tags=abi_tags, uid=number)
 
         return mangler
 

@@ -5,104 +5,75 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numba
-import numpy as np
 import pytest
 from crowded_hosts import SECOND, crowded_host
-from numba.core import types
 
 from hostsim import beside, dispatch, jit, snapshot
 
 TESTS = Path(__file__).parent
 COMPILED = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="runs uncompiled")
-VECTOR = types.Array(types.int64, 1, "C")
+DURATION_MS = 12 * SECOND
 
-COLD = """
-import sys
+RUN = """
+import os, sys
 sys.path.insert(0, sys.argv[1])
 from crowded_hosts import crowded_host
-from hostsim import beside, dispatch, snapshot
+from hostsim import beside, snapshot
 from hostsim.host import warm
+os.cpu_count = lambda: 2
 children = []
 start = beside._start
 beside._start = lambda: children.append(start()) or children[0]
 warm(lambda text: None)
 host = crowded_host(frames=200, vms=(1, 2))
 host.advance(int(sys.argv[2]))
-taken = [isinstance(one._inner.parts.get(args), dispatch._Made) for one, args in beside.wanted()]
-print(taken, children[0].returncode, snapshot.digest(host))
+hits = [sum(one.stats.cache_hits.values()) for one in beside.APART]
+print([child.returncode for child in children], hits, snapshot.digest(host))
 """
 
 
-@COMPILED
-@pytest.mark.skipif(os.cpu_count() == 1, reason="one processor: no child")
-def test_a_first_run_uses_all_that_the_child_made_and_has_the_same_digest(tmp_path: Path) -> None:
-    """So the types that parts declare are those that a step calls them with."""
-    duration_ms = 12 * SECOND
+def said(cache: Path) -> str:
+    """By a process with that cache: how children ended, what was loaded, and a digest."""
     done = subprocess.run(
-        [sys.executable, "-c", COLD, str(TESTS), str(duration_ms)],
-        env=os.environ | {jit.CACHE_VARIABLE: str(tmp_path)},
+        [sys.executable, "-c", RUN, str(TESTS), str(DURATION_MS)],
+        env=os.environ | {jit.CACHE_VARIABLE: str(cache)},
         cwd=TESTS.parent,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    host = crowded_host(frames=200, vms=(1, 2))
-    host.advance(duration_ms)
-    assert done.stdout.split() == f"{[True] * 4} 0 {snapshot.digest(host)}".split()
-
-
-def kernel_of(function: Callable[..., Any]) -> Any:
-    """A kernel of its own, under a name that it would have in another process, too."""
-    function.__module__ = "hostsim.test"
-    return dispatch.Kernel(function, jit._OPTIONS)
-
-
-def add(values: Any, much: int) -> None:
-    values[0] += max(much, 3)
-
-
-def double(values: Any, much: int) -> None:
-    values[0] *= 2
-
-
-def calling(*kernels: Any) -> Any:
-    first, second = kernels
-
-    def both(values: Any, much: int) -> None:
-        first(values, max(much, 2))
-        second(values, much)
-
-    return kernel_of(both)
-
-
-ARGS = (VECTOR, types.int64)
-OFFERS = [("add double", [True, True]), ("add", [True, False]), ("", [False, False])]
+    return done.stdout.strip()
 
 
 @COMPILED
-@pytest.mark.parametrize(("offered", "taken"), OFFERS)
-def test_kernels_are_the_same_made_here_or_elsewhere(offered: str, taken: list[bool]) -> None:
-    """Several of the same types; one that is missing from what was made; nothing made at all."""
-    functions = {"add": add, "double": double}
-    wanted = [(kernel_of(functions[name]), ARGS) for name in offered.split()]
-    first, second = kernel_of(add), kernel_of(double)
-    found = dispatch.made(first, dispatch.lowered(wanted)) if wanted else None
-    for one in (first, second):
-        one.offer(ARGS, lambda: found)
-    values = np.array([5])
-    calling(first, second)(values, 7)
-    assert values.tolist() == [24]
-    parts = [one._inner.parts[ARGS] for one in (first, second)]
-    assert [isinstance(part, dispatch._Made) for part in parts] == taken
-    for one in (first, second):
-        one.withdraw()
-        assert one._inner.offers == {}
+def test_the_digest_is_the_same_whoever_compiled(tmp_path: Path) -> None:
+    """All that the child makes is used: types that parts declare are those of a step's calls. With
+    a part missing, as after a child that failed, the process compiles it."""
+    host = crowded_host(frames=200, vms=(1, 2))
+    host.advance(DURATION_MS)
+    digest = snapshot.digest(host)
+    assert said(tmp_path) == f"[0] [1, 1] {digest}"
+    assert said(tmp_path) == f"[] [1, 1] {digest}"
+    lost = list(tmp_path.glob("*/balloon.run-*"))
+    assert len(lost) == 2
+    for path in lost:
+        path.unlink()
+    assert said(tmp_path) == f"[] [1, 0] {digest}"
+    assert said(tmp_path) == f"[] [1, 1] {digest}"
+
+
+@COMPILED
+def test_callers_of_what_lies_apart_would_not_know_that_it_returns_something() -> None:
+    def returns(much: int) -> int:
+        return much
+
+    with pytest.raises(AssertionError):
+        beside.declared(dispatch.Apart(returns, jit._OPTIONS))
 
 
 def child(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,36 +82,43 @@ def child(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(path))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
 
 
-FAILING = {
-    "fails": "exit 1",
-    "is killed": "kill -9 $$",
-    "says nothing": "exit 0",
-    "fails late": f"echo {jit.CACHE_FOLDER.name}; exit 1",
-    "has other sources": "echo kernels-0123456789abcdef",
-}
+def waits() -> list[bool]:
+    return [getattr(one, "wait", None) is not None for one in beside.APART]
 
 
-@pytest.mark.parametrize("script", FAILING.values(), ids=list(FAILING))
-def test_of_a_child_that_fails_nothing_is_used(
+@COMPILED
+@pytest.mark.parametrize("script", ["exit 0", "exit 1", "kill -9 $$"])
+def test_a_child_that_fails_holds_nothing_up(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     child(tmp_path, script, monkeypatch)
-    started = beside._start()
-    assert started is not None and beside._finish(started) is None
-    started.communicate()
+    with beside.helped():
+        assert waits() == [True, True]
+        for one in beside.APART:
+            one.wait()
+    assert waits() == [False, False]
 
 
-def test_without_a_child_nothing_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_is_not_there_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(sys, "executable", os.devnull)
     assert beside._start() is None
     with beside.helped():
-        assert offers() == []
+        assert waits() == [False, False]
 
 
-def offers() -> list[Any]:
-    return [one for one in beside.PARTS if isinstance(one, dispatch.Kernel) and one._inner.offers]
+@pytest.mark.parametrize(("cpus", "caches"), [(1, True), (None, True), (2, False)])
+def test_no_child_without_a_second_processor_or_a_cache(
+    cpus: int | None, caches: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    monkeypatch.setattr(beside, "CACHES", caches)
+    monkeypatch.setattr(beside, "_start", lambda: pytest.fail("a child"))
+    with beside.helped():
+        assert waits() == [False, False]
 
 
 @COMPILED
@@ -149,26 +127,19 @@ def test_a_child_is_gone_whatever_happens(
     error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     child(tmp_path, "exec sleep 600", monkeypatch)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     started: list[Any] = []
     start = beside._start
     monkeypatch.setattr(beside, "_start", lambda: (started.append(start()), started[0])[1])
     with pytest.raises(error), beside.helped():
-        assert started[0].poll() is None and offers() == list(beside.PARTS)
+        assert started[0].poll() is None
         raise error
-    assert started[0].returncode == -9 and offers() == []
-
-
-def test_one_processor_compiles_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    monkeypatch.setattr(beside, "_start", lambda: pytest.fail("a child"))
-    with beside.helped():
-        assert offers() == []
+    assert started[0].returncode == -9 and waits() == [False, False]
 
 
 @COMPILED
-def test_a_child_ends_with_its_parent() -> None:
+def test_a_child_ends_with_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(jit.CACHE_VARIABLE, str(tmp_path))
     started = beside._start()
     assert started is not None
-    output, _ = started.communicate()  # closes the other end of its standard input
-    assert (started.returncode, output) == (1, b"")
+    started.communicate()  # closes the other end of its standard input
+    assert started.returncode == 1 and not list(tmp_path.glob("*/*.nbi"))

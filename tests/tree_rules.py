@@ -99,7 +99,7 @@ HOSTSIM_MAY_IMPORT = (
     *("hashlib", "numpy", "pydantic", "hostsim"),
 )
 HOSTSIM_ALSO = {
-    "hostsim.dispatch": ("numba", "llvmlite", "itertools"),
+    "hostsim.dispatch": ("numba", "importlib"),
     "hostsim.patches": ("numba", "contextlib", "gc"),
     "hostsim.beside": ("numba", "contextlib", "os", "pathlib", "subprocess", "sys", "threading"),
     "hostsim.jit": ("numba", "llvmlite", "os", "pathlib"),  # compiles, and finds its cache
