@@ -2,9 +2,12 @@
 
 numba compiles each function that another calls by itself: it links, optimises and loads it with all
 that it calls, and again inside each of its callers. That took three quarters of the time. Here a
-function that other kernels call is a part, which is only lowered to code; what Python calls is the
-whole. (Tried: a lower level of optimisation, or none of straight-line code, gained nothing, as most
-of the time is numba's own, in Python.)
+function that other kernels call is a part, which is only lowered to code; what Python calls is a
+whole, and so are two large functions that lie apart, for another process to compile (`beside`).
+
+Tried: a lower level of optimisation, or none of straight-line code, gained nothing, as most of the
+time is numba's own, in Python; nor did refreshing numba's registries once only. Bitcode of parts
+from the other process saved half as much, as optimising it was left to this one.
 """
 
 from __future__ import annotations
