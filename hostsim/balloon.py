@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from hostsim import guest, replacement, rng
-from hostsim.jit import i64, kernel, small
+from hostsim.jit import apart, i64, kernel, small
 from hostsim.ranks import PINNED, place_of
 from hostsim.state import (
     BALLOONED,
@@ -124,7 +124,7 @@ def poll(st: HostState, v: int, polls: int) -> None:
         deflate(st, v, min(-missing, vm.deflate_carry // unit), key)
 
 
-@kernel
+@apart
 def run(st: HostState, first: int) -> None:
     """Poll every driver that has started, in id order from position `first`."""
     polls = due(st, st.host[0].balloon_poll_ms)

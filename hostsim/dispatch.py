@@ -2,27 +2,41 @@
 
 numba compiles each function that another calls by itself: it links, optimises and loads it with all
 that it calls, and again inside each of its callers. That took three quarters of the time. Here a
-function that other kernels call is a part, which is only lowered to code; what Python calls is the
-whole. (Tried: a lower level of optimisation, or none of straight-line code, gained nothing, as most
-of the time is numba's own, in Python.)
+function that other kernels call is a part, which is only lowered to code; what Python calls is a
+whole, and so are two large functions that lie apart, for another process to compile (`beside`).
+
+Tried: a lower level of optimisation, or none of straight-line code, gained nothing, as most of the
+time is numba's own, in Python; nor did refreshing numba's registries once only. Bitcode of parts
+from the other process saved half as much, as optimising it was left to this one.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Callable, Iterator
+import functools
+import importlib
+from collections.abc import Callable
 from typing import Any
 
-from numba.core import base, codegen, compiler, compiler_machinery, registry, sigutils, types
+from numba.core import (
+    codegen,
+    compiler,
+    compiler_machinery,
+    funcdesc,
+    registry,
+    sigutils,
+    types,
+)
 from numba.core import typed_passes as typed
 from numba.core import untyped_passes as untyped
-from numba.np import arrayobj
+from numba.core.typing import templates
+
+from hostsim import patches
 
 
 class _Passes(compiler.CompilerBase):
     """The passes of numba's compiler that kernels need: they have no closures, generators, `with`
-    blocks or array expressions, for each of which numba looks through every function again."""
+    blocks or array expressions, for each of which numba looks through every function again, and no
+    references, for which it would mark the last use of each variable."""
 
     def define_pipelines(self) -> list[Any]:
         passes = compiler_machinery.PassManager("kernel")
@@ -33,7 +47,6 @@ class _Passes(compiler.CompilerBase):
             untyped.ReconstructSSA,
             typed.NopythonTypeInference,
             typed.PreLowerStripPhis,
-            typed.IRLegalization,
             typed.NativeLowering,
             typed.NoPythonBackend,
         ):
@@ -68,6 +81,14 @@ class _Part(codegen.JITCodeLibrary):
         self._finalized = True
 
 
+class _Apart(_Part):
+    """Stands for a kernel that lies elsewhere: what calls it needs it loaded, not linked."""
+
+    def __init__(self, codegen: Any, kernel: Apart, args: Any) -> None:
+        super().__init__(codegen, kernel.py_func.__name__)
+        self.load = functools.partial(load, kernel.py_func.__module__, self.name, args)
+
+
 class _Whole(codegen.JITCodeLibrary):
     """Code of a kernel as Python calls it, with all that it calls."""
 
@@ -80,13 +101,17 @@ class _Whole(codegen.JITCodeLibrary):
                 linked[library] = None
                 if isinstance(library, _Part):
                     waiting += library._linking_libraries
-        self._linking_libraries = list(linked)
+        self._linking_libraries = [one for one in linked if not isinstance(one, _Apart)]
+        self._loads = [one.load for one in linked if isinstance(one, _Apart)]
+        self._reload_init.update(self._loads)  # numba calls them when it has this from the cache
         super().finalize()
 
     def _optimize_final_module(self) -> None:
         # numba goes through the module twice, first to find reference counts: kernels have none.
         passes, builder = self._codegen._module_pass_manager()
         passes.run(self._final_module, builder)
+        for load_one in self._loads:  # only now: another process may be compiling it
+            load_one()
 
 
 class _Inner(registry.CPUDispatcher):
@@ -131,8 +156,65 @@ class Kernel(registry.CPUDispatcher):
     def _compile_whole(self, args: Any, return_type: Any) -> Any:
         whole = _Whole(_codegen(self), self.py_func.__qualname__)
         whole.enable_object_caching()
-        with _no_collections(), _no_negative_indexes(), _known_operators(), _known_sizes():
+        with patches.fit_for_kernels():
             return _compile(self, args, whole)
+
+
+class Apart(Kernel):
+    """A kernel that is a whole of its own to other kernels, too. It returns nothing."""
+
+    wait: Callable[[], None] | None = None
+    """Called before it is compiled or loaded: another process may be compiling it."""
+
+    def __init__(self, function: Any, options: dict[str, Any]) -> None:
+        super().__init__(function, options)
+        self._inner = _InnerApart(function, options, self)
+        patches.LASTING.append(f"{function.__module__}.{function.__qualname__}")
+
+    def compile(self, sig: Any) -> Any:
+        if self.wait is not None:
+            self.wait()
+        return super().compile(sig)
+
+
+class _InnerApart(_Inner):
+    """Such a kernel as others call it: by its name."""
+
+    def __init__(self, function: Any, options: dict[str, Any], whole: Apart) -> None:
+        super().__init__(function, options)
+        self._whole = whole
+
+    def compile(self, sig: Any) -> Any:
+        args, _ = sigutils.normalize_signature(sig)
+        if args not in self.overloads:
+            part = self._parts[args] = _Apart(_codegen(self), self._whole, args)
+            descriptor = funcdesc.FunctionDescriptor(
+                native=True,
+                modname=self.py_func.__module__,
+                qualname=self.py_func.__qualname__,
+                unique_name=self.py_func.__qualname__,
+                doc="",
+                typemap={},
+                restype=types.none,
+                calltypes={},
+                args=(),
+                kws={},
+                mangler=self.targetctx.mangler,
+                argtypes=args,
+                abi_tags=[_flags_of(self._whole).get_mangle_string()],
+            )
+            self.targetctx.insert_user_function(part, descriptor, [part])
+            self.overloads[args] = compiler.compile_result(
+                fndesc=descriptor, signature=templates.signature(types.none, *args)
+            )
+        return self._parts[args]
+
+    get_overload = compile
+
+
+def load(module: str, name: str, args: Any) -> None:
+    """Have a kernel compiled, or loaded from the cache, for arguments of these types."""
+    getattr(importlib.import_module(module), name).compile(args)
 
 
 def _codegen(dispatcher: Any) -> Any:
@@ -141,85 +223,22 @@ def _codegen(dispatcher: Any) -> Any:
 
 def _compile(dispatcher: Any, args: Any, library: Any, **more: bool) -> Any:
     """Have numba compile one function into `library`."""
-    flags = _Flags()
-    dispatcher.targetdescr.options.parse_as_flags(flags, dispatcher.targetoptions)
-    for name, value in more.items():
-        setattr(flags, name, value)
     return compiler.compile_extra(
         dispatcher.typingctx,
         dispatcher.targetctx,
         dispatcher.py_func,
         args=args,
         return_type=None,
-        flags=flags,
+        flags=_flags_of(dispatcher, **more),
         locals={},
         library=library,
         pipeline_class=_Passes,
     )
 
 
-@contextlib.contextmanager
-def _instead(owner: Any, name: str, made: Callable[[Any], Any]) -> Iterator[None]:
-    """A function of numba's replaced by what `made` makes of it."""
-    before = getattr(owner, name)
-    setattr(owner, name, made(before))
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-def _no_negative_indexes() -> contextlib.AbstractContextManager[None]:
-    """Indexes are taken as they are: kernels never count from the end, and code that makes sure of
-    that at every access is slower to run and to compile."""
-
-    def as_it_is(context: Any, builder: Any, kind: Any, index: Any, size: Any) -> Any:
-        return context.cast(builder, index, kind, types.intp)
-
-    return _instead(arrayobj, "fix_integer_index", lambda before: as_it_is)
-
-
-def _known_operators() -> contextlib.AbstractContextManager[None]:
-    """Which version of an operator types ask for is found once: kernels ask thousands of times for
-    hundreds, and numba tries those for whole arrays each time. A sixth of the time."""
-    found: dict[Any, Any] = {}
-
-    def remembering(find: Any) -> Any:
-        def get_call_type(self: Any, context: Any, args: Any, kws: Any) -> Any:
-            if kws:
-                return find(self, context, args, kws)
-            if (self, args) not in found:
-                found[self, args] = find(self, context, args, kws)
-            return found[self, args]
-
-        return get_call_type
-
-    return _instead(types.functions.BaseFunction, "get_call_type", remembering)
-
-
-def _known_sizes() -> contextlib.AbstractContextManager[None]:
-    """The size of a type, for which numba has LLVM read a module of its own, is found once."""
-    found: dict[Any, int] = {}
-
-    def remembering(find: Any) -> Any:
-        def get_abi_sizeof(self: Any, kind: Any) -> int:
-            if kind not in found:
-                found[kind] = find(self, kind)
-            return found[kind]
-
-        return get_abi_sizeof
-
-    return _instead(base.BaseContext, "get_abi_sizeof", remembering)
-
-
-@contextlib.contextmanager
-def _no_collections() -> Iterator[None]:
-    """Garbage collection off: the compiler makes millions of objects that live until its end, and
-    looking through them all again and again takes a fifth of its time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
+def _flags_of(dispatcher: Any, **more: bool) -> _Flags:
+    flags = _Flags()
+    dispatcher.targetdescr.options.parse_as_flags(flags, dispatcher.targetoptions)
+    for name, value in more.items():
+        setattr(flags, name, value)
+    return flags

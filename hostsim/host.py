@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from hostsim import allocate, compress, contents, epochs, measure, spread, tenancy
+from hostsim import allocate, beside, compress, contents, epochs, measure, spread, tenancy
 from hostsim.arrays import empty
 from hostsim.composition import Composition, compose
 from hostsim.config import Allocation, HostConfig, VmConfig
@@ -299,8 +299,16 @@ def free_vm(st: HostState, v: int) -> None:
 
 def warm(note: Callable[[str], None]) -> None:
     """Compile the kernels, or load them from the cache; `note` is told when that will take long."""
-    if not is_warm():
+    if is_warm():
+        _call_all()
+    else:
         note("compiling the memory manager, once for this installation")
+        with beside.helped():
+            _call_all()
+
+
+def _call_all() -> None:
+    """Call every kernel that Python calls."""
     host = Host(HostId(0), HostConfig(), seed=0, sample=256, tick_ms=1000)
     workload = Workload(phases=(Phase(duration=1000),))
     config = VmConfig(memory=64 * MIB)

@@ -25,7 +25,7 @@ from numba.core import caching, types
 from numba.core.typing import templates
 from numba.np import arrayobj
 
-from hostsim.dispatch import Kernel
+from hostsim.dispatch import Apart, Kernel
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -95,10 +95,12 @@ slower. A division by zero is a bug that tests find in uncompiled runs, not wort
 _INTERPRETED = bool(getattr(numba.config, "DISABLE_JIT"))  # noqa: B009  numba declares no setting
 
 
-def _dispatched(function: Function, caches: bool, options: dict[str, Any]) -> Function:
+def _dispatched(
+    function: Function, caches: bool, options: dict[str, Any], kind: type[Kernel] = Kernel
+) -> Function:
     if _INTERPRETED:
         return function
-    found = Kernel(function, options)
+    found = kind(function, options)
     if caches:
         others = getattr(numba.config, _LOCATORS)
         setattr(numba.config, _LOCATORS, f"{__name__}.{KernelLocator.__name__}")
@@ -117,6 +119,12 @@ def kernel(function: Function) -> Function:
 def small(function: Function) -> Function:
     """As `kernel`, for one-liners: always inlined by LLVM."""
     return _dispatched(function, CACHES, _OPTIONS | {"forceinline": True})
+
+
+def apart(function: Function) -> Function:
+    """As `kernel`, for a large one that returns nothing: a whole of its own to other kernels, too,
+    so that another process can compile it, see `beside`. Calls of it are not optimised."""
+    return _dispatched(function, CACHES, _OPTIONS, Apart)
 
 
 def is_warm() -> bool:

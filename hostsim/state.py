@@ -213,15 +213,15 @@ ARRAYS: dict[str, tuple[np.dtype[Any], int]] = {
 }
 """Fields of HostState with dtype and number of dimensions."""
 
-_KERNEL_TYPE = Arrays("HostState", ARRAYS)
+KERNEL_TYPE = Arrays("HostState", ARRAYS)
 
-state_at = opener(_KERNEL_TYPE)
+state_at = opener(KERNEL_TYPE)
 """In a kernel: the HostState of one of its handles (`jit.handles`)."""
 
 
 @typeof_impl.register(HostState)
 def _typeof(value: HostState, context: Any) -> Arrays:
-    return _KERNEL_TYPE
+    return KERNEL_TYPE
 
 
 PPN_BITS = i64(40)

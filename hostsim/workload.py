@@ -9,7 +9,7 @@ The active set is a window of `active` pages, sliding over the guest's memory.
 from __future__ import annotations
 
 from hostsim import frames, guest, remap, rng
-from hostsim.jit import i64, kernel
+from hostsim.jit import apart, i64, kernel
 from hostsim.lost import lose, pay_debts, settle
 from hostsim.program import KEEP
 from hostsim.state import BLOCKED, CPU, N_CAUSES, SCAN_CPU, HostState, slot_unit
@@ -244,7 +244,7 @@ def lost_in_all(st: HostState, v: int) -> int:
     return total
 
 
-@kernel
+@apart
 def run(st: HostState, v: int, cpu_lost_ns: int, scan_lost_ns: int) -> None:
     """One step of one VM, within what contention, blocking and old faults leave of it."""
     host = st.host[0]

@@ -149,6 +149,7 @@ def test_other_users_of_numba_keep_its_functions() -> None:
             arrayobj.fix_integer_index,
             types.functions.BaseFunction.get_call_type,
             base.BaseContext.get_abi_sizeof,
+            base.BaseContext.mangler,
         ]
 
     before = functions()

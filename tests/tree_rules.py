@@ -15,7 +15,8 @@ PACKAGES = ("hostsim", "cluster", "cluster.policy", "cluster.reproduction", "clu
 
 LAYERS = [
     # One host. Policies and mechanisms over its state, the pipeline, the façade, then its bytes.
-    "hostsim.units hostsim.dispatch hostsim.records hostsim.rows hostsim.profiles",
+    "hostsim.units hostsim.patches hostsim.records hostsim.rows hostsim.profiles",
+    "hostsim.dispatch",
     "hostsim.jit",
     "hostsim.rng hostsim.config",
     "hostsim.guest_config",
@@ -32,7 +33,7 @@ LAYERS = [
     "hostsim.balloon hostsim.loud",
     "hostsim.touch",
     "hostsim.workload",
-    "hostsim.pace",
+    "hostsim.pace hostsim.beside",
     "hostsim.tick",
     "hostsim.epochs",
     "hostsim.host",
@@ -100,7 +101,9 @@ HOSTSIM_MAY_IMPORT = (
     *("hashlib", "numpy", "pydantic", "hostsim"),
 )
 HOSTSIM_ALSO = {
-    "hostsim.dispatch": ("numba", "contextlib", "gc"),
+    "hostsim.dispatch": ("numba", "importlib"),
+    "hostsim.patches": ("numba", "contextlib", "gc"),
+    "hostsim.beside": ("numba", "contextlib", "os", "pathlib", "subprocess", "sys", "threading"),
     "hostsim.jit": ("numba", "llvmlite", "os", "pathlib"),  # compiles, and finds its cache
     "hostsim.state": ("numba",),  # gives its type to the compiler
     "hostsim.packing": ("msgpack",),
