@@ -14,9 +14,9 @@ DASH = "-"
 Number = float | int | None
 MEMORY_ROWS = (
     *("configured", "allocated", "consumed", "active", "shared_saved", "ballooned", "swapped"),
-    *("compressed", "free"),
+    *("compressed", "nvme", "free"),
 )
-"""Memory that the summary shows, compressed where there is any; report.json has more."""
+"""Memory that the summary shows, compressed and nvme where there is any; report.json has more."""
 CAUSE_WORDS = {
     "swap_in": "host swap-in",
     "guest_paging": "guest paging",
@@ -136,7 +136,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
     ]
     for name in MEMORY_ROWS:
         row = report["memory_gib"][name]
-        if name == "compressed" and not row["max"]:
+        if name in ("compressed", "nvme") and not row["max"]:
             continue
         cells = "".join(f"{plain(row[column]):>10}" for column in ("mean", "p95", "max"))
         lines.append(f"  {name:<13}{cells}")

@@ -281,7 +281,7 @@ class HostConfig(FrozenModel):
         virtual disks, taken as four times memory."""
         if self.swap_space is not None:
             return self.swap_space
-        return self.memory if self.profile == "osdi02" else 4 * self.memory
+        return self.machine_bytes if self.profile == "osdi02" else 4 * self.machine_bytes
 
     @property
     def machine_bytes(self) -> int:

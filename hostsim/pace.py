@@ -3,9 +3,9 @@
 The scenario's tick is the longest step. A step is shorter where a whole one would decide too late:
 guests must not use up, within one, what is free above the next reclamation threshold; a program
 that moves on is seen when it does; balloons under pressure keep their periods, DRAM above a slower
-tier is looked after each second while it is short, and so does sampling
-where no closed form says what it would find. It is a function of the host's own state alone, so it
-depends neither on packing nor on the wall clock.
+tier is looked after each second while it is short, and so does sampling where no closed form says
+what it would find. It is a function of the host's own state alone, so it depends neither on packing
+nor on the wall clock.
 """
 
 from __future__ import annotations

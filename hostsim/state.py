@@ -6,10 +6,10 @@ The page of VM row v with number ppn lies at slot vms[v].base_slot + ppn of `pag
 
 State byte (`page`): bits 0-2 state, 3 hint, 4 kind, 5 accessed, 6-7 guest use. Kind is set exactly
 when the page is RESIDENT and its frame is a high one (see `frames`), or the page is SWAPPED and
-lies in the host cache on an SSD, not on the datastore. Accessed is cleared by the sampler and set
-by every touch; on a BALLOONED page it records that the host had backed the page when the guest
-pinned it, on a SWAPPED page that the host dropped it: its data is on the guest's own disk. So is
-that of a page in use whose state is BALLOONED or UNTOUCHED.
+lies in the host cache on an SSD, not on the datastore. Accessed is cleared by the sampler and by
+`tier`, and set by every touch; on a BALLOONED page it records that the host had backed the page
+when the guest pinned it, on a SWAPPED page that the host dropped it: its data is on the guest's own
+disk. So is that of a page in use whose state is BALLOONED or UNTOUCHED.
 
 Content word (`content`): bit 31 unique (a fresh guest write: can never match another page), bit 30
 stale (the page owns a hint and was rewritten since), bits 0-29 the host-local content index, or for

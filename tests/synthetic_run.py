@@ -106,7 +106,7 @@ class Synthetic:
         lost = draw.exponential(1e6, (n, len(CAUSES)))
         lost[:, CAUSES.index("swap_in")] += vms["swapped_pages"] * 9e4 * draw.uniform(0, 1, n)
         lost[:, CAUSES.index("guest_paging")] += vms["ballooned_pages"] * 4e4
-        lost[:, [CAUSES.index("migration"), CAUSES.index("decompress")]] = 0
+        lost[:, [CAUSES.index(cause) for cause in ("migration", "decompress", "tier")]] = 0
         vms["lost_ns"] = np.minimum(lost, EPOCH_MS * 1e5).astype(np.int64)
         vms["touches"] = touched // 3
         vms["work_left_ns"] = vms["lost_ns"].sum(axis=1)

@@ -90,7 +90,7 @@ def test_a_host_is_not_a_vm() -> None:
         ("row", "span", SIZE + 1),
         ("row", "brk", -1),
         ("row", "row", 99),
-        ("row", "cause", 8),
+        ("row", "cause", 9),
         ("page", None, 7),
         ("page", None, int(RESIDENT | HINT)),
         ("page", None, int(SHARED)),

@@ -35,7 +35,7 @@ KEYS: dict[str, set[str]] = {
     "memory_gib": {
         *("configured", "allocated", "consumed", "active", "shared", "shared_saved", "zero_saved"),
         *("ballooned", "swapped", "compressed", "untouched", "compression_cache", "large"),
-        *("overhead", "free"),
+        *("overhead", "nvme", "free"),
     },
     "reclaim_states": {"high", "soft", "hard", "low"},
     "cost": {

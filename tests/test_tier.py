@@ -38,9 +38,10 @@ from hostsim import (
     swap,
     tier,
 )
+from hostsim.config import HostConfig
 from hostsim.host import Host
 from hostsim.state import ACCESSED, KIND, RESIDENT, STATE, TIER, UNIQUE
-from hostsim.units import MIB, PAGE_SIZE, VmId
+from hostsim.units import GIB, MIB, PAGE_SIZE, VmId
 
 N_PAGES = MIB // PAGE_SIZE
 DRAM = 100
@@ -377,7 +378,11 @@ def test_a_wrong_tier_is_refused(
     assert found.path == path and words in found.message, found
 
 
+SPACE: dict[str, Any] = {"memory": 2 * GIB}
+
+
 def test_machine_memory_is_dram_and_nvme() -> None:
     config = make_config(tier={"nvme": 4000})
     assert config.machine_bytes == 5 * 64 * MIB
+    assert HostConfig(**SPACE, tier={"nvme": 4000}).swap_space_bytes == 5 * 4 * 2 * GIB
     assert make_config().machine_bytes == 64 * MIB
