@@ -260,6 +260,17 @@ def _read_images(document: Document, folder: Path) -> Iterator[Problem]:
             yield Problem("images", other.line(("images",)), "", "must be a list", other.file)
 
 
+def _load_trace(path: Path) -> Trace:
+    """What reads traces takes a while to import, and what reads published ones as long again."""
+    from cluster.trace_store import VMS, load_trace
+
+    if (path / VMS).exists():
+        return load_trace(path)
+    from cluster.traces import load_input
+
+    return load_input(path)
+
+
 def _read_trace(parts: Parts, folder: Path, data_root: Path | None) -> Iterator[Problem]:
     """Load the trace into `parts`."""
     given = parts.document.data.get("trace")
@@ -271,10 +282,8 @@ def _read_trace(parts: Parts, folder: Path, data_root: Path | None) -> Iterator[
     if len(sources) != 1:
         return
     key, name = sources[0]
-    from cluster.traces import load_input  # and with it the library for files of tables
-
     try:
-        trace = load_input(_trace_path(key, name, folder, data_root))
+        trace = _load_trace(_trace_path(key, name, folder, data_root))
     except (ValueError, TraceError) as error:
         yield parts.problem("trace", key, why=_trace_reason(error))
         parts.broken.add("trace")
