@@ -31,6 +31,7 @@ from cluster.messages import (
     SwitchOn,
 )
 from cluster.policy import balancing
+from cluster.policy.decisions import whole_epochs
 from cluster.population import HostSpec, Population
 from cluster.scenario import Scenario
 from hostsim import image, invariants, sketch, snapshot, spread
@@ -68,7 +69,9 @@ def sketching(scenario: Scenario, population: Population) -> Sketching | None:
     """At each look of balancing, if it goes by content; from the scenario alone."""
     if population.sketches is None or scenario.balancing.level <= balancing.MANDATORY:
         return None
-    return Sketching(balancing.interval_epochs(scenario), population.sketches.one_in)
+    return Sketching(
+        whole_epochs(scenario, scenario.balancing.interval), population.sketches.one_in
+    )
 
 
 class Fleet(Protocol):

@@ -25,7 +25,6 @@ from cluster.policy import demand, flights, placement
 from cluster.policy.decisions import Plan, Sight
 from cluster.policy.demand import MEMORY, Floats, Load, Shared
 from cluster.policy.state import NOWHERE, ON, ClusterState
-from cluster.scenario import Scenario
 from hostsim.units import PAGE_SIZE, HostId, VmId
 
 CANDIDATES = 8
@@ -67,28 +66,17 @@ BLIND = Terms(limit=0.0, idle=0.0, weight=0.0)
 
 
 def next_after(sight: Sight) -> int:
-    """The next epoch at which balancing looks, if it is on; intervals are rounded up to epochs."""
+    """The next epoch at which balancing looks, if it is on."""
     options = sight.scenario.balancing
     if options.level == 0:
         return sight.scenario.duration // sight.scenario.epoch
-    return next_look(sight)
-
-
-def next_look(sight: Sight) -> int:
-    """The next epoch that begins an interval."""
-    every = interval_epochs(sight.scenario)
-    return sight.epoch - sight.epoch % every + every
-
-
-def interval_epochs(scenario: Scenario) -> int:
-    """Epochs from one look to the next."""
-    return -(-scenario.balancing.interval // scenario.epoch)
+    return sight.next_look(options.interval)
 
 
 def is_due(sight: Sight) -> bool:
     """Whether balancing looks at the start of this epoch."""
-    before = Sight(sight.population, sight.scenario, sight.epoch - 1)
-    return sight.epoch > 0 and next_after(before) == sight.epoch
+    options = sight.scenario.balancing
+    return options.level > 0 and sight.looks(options.interval)
 
 
 def tolerated(level: int, n_hosts: int) -> float:

@@ -56,3 +56,17 @@ class Sight:
     def at_ms(self) -> int:
         """The moment at which the plan acts."""
         return self.epoch * self.scenario.epoch
+
+    def next_look(self, interval_ms: int) -> int:
+        """The next epoch that begins an interval; intervals are rounded up to whole epochs."""
+        every = whole_epochs(self.scenario, interval_ms)
+        return self.epoch - self.epoch % every + every
+
+    def looks(self, interval_ms: int) -> bool:
+        """Whether this epoch begins an interval, but for the first one."""
+        return self.epoch > 0 and self.epoch % whole_epochs(self.scenario, interval_ms) == 0
+
+
+def whole_epochs(scenario: Scenario, interval_ms: int) -> int:
+    """Epochs of an interval, rounded up."""
+    return -(-interval_ms // scenario.epoch)

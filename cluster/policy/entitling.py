@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cluster.messages import Entitle, Order
-from cluster.policy import balancing, demand, state
+from cluster.policy import demand, state
 from cluster.policy.decisions import Plan, Sight
 from cluster.policy.state import NOWHERE, ON, RUNS, ClusterState
 from cluster.pools import ROOT, Wants, entitlements
@@ -13,8 +13,9 @@ from hostsim.units import MIB, PAGE_SIZE, HostId, VmId
 
 
 def plan(now: ClusterState, sight: Sight) -> Plan:
-    """Orders to hosts whose VMs' entitlement has changed, in MiB."""
-    if not now.pools.pools or not is_due(sight):
+    """Orders to hosts whose VMs' entitlement has changed, in MiB. Pools are divided as often as
+    balancing looks, whether it is on or not."""
+    if not now.pools.pools or not sight.looks(sight.scenario.balancing.interval):
         return Plan((), now, ())
     is_on = (now.host_of != NOWHERE) & (now.power[now.host_of] <= RUNS)
     load = demand.measure(now, sight)
@@ -36,16 +37,11 @@ def plan(now: ClusterState, sight: Sight) -> Plan:
     return Plan(tuple(orders), state.obey(now, orders), ())
 
 
-def is_due(sight: Sight) -> bool:
-    """Pools are divided as often as balancing looks, whether it is on or not."""
-    return sight.epoch > 0 and sight.epoch % balancing.interval_epochs(sight.scenario) == 0
-
-
 def next_after(now: ClusterState, sight: Sight) -> int:
     """The next epoch at which pools are divided."""
     if not now.pools.pools:
         return sight.scenario.duration // sight.scenario.epoch
-    return balancing.next_look(sight)
+    return sight.next_look(sight.scenario.balancing.interval)
 
 
 def _under_limits(now: ClusterState) -> list[bool]:

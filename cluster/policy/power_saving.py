@@ -14,7 +14,7 @@ import numpy as np
 
 from cluster.messages import Order, SwitchOn
 from cluster.policy import demand, placement, state
-from cluster.policy.decisions import Decision, Plan, Sight
+from cluster.policy.decisions import Decision, Plan, Sight, whole_epochs
 from cluster.policy.demand import Load
 from cluster.policy.hosts import HOST_ON
 from cluster.policy.state import BOOTING, CLEARING, ON, STANDBY, ClusterState, Ints
@@ -25,12 +25,11 @@ WAKE, CLEAR = "host_wakes", "host_clears"
 
 
 def next_after(sight: Sight) -> int:
-    """The next epoch at which power saving looks; intervals are rounded up to epochs."""
-    options, epoch_ms = sight.scenario.power, sight.scenario.epoch
+    """The next epoch at which power saving looks, if it is on."""
+    options = sight.scenario.power
     if not options.saving:
-        return sight.scenario.duration // epoch_ms
-    every = -(-options.interval // epoch_ms)
-    return sight.epoch - sight.epoch % every + every
+        return sight.scenario.duration // sight.scenario.epoch
+    return sight.next_look(options.interval)
 
 
 def plan(now: ClusterState, sight: Sight) -> Plan:
@@ -41,8 +40,7 @@ def plan(now: ClusterState, sight: Sight) -> Plan:
         return made
     if any(not one.restart or one.reason is not None for one in now.queue):
         return made.then(_wake(now, sight, "a VM waits"))
-    before = replace(sight, epoch=sight.epoch - 1)
-    if sight.epoch == 0 or next_after(before) != sight.epoch:
+    if not sight.looks(options.interval):
         return made
     load = demand.measure(now, sight)
     busiest = np.max(load.loads, axis=0)
@@ -64,8 +62,8 @@ def open_booted(now: ClusterState, sight: Sight) -> Plan:
 
 def _for_how_long(now: ClusterState, sight: Sight, busiest: demand.Floats) -> tuple[Ints, Ints]:
     """How long each host has been low, and high, by now."""
-    options, epoch_ms = sight.scenario.power, sight.scenario.epoch
-    interval_ms = -(-options.interval // epoch_ms) * epoch_ms
+    options = sight.scenario.power
+    interval_ms = whole_epochs(sight.scenario, options.interval) * sight.scenario.epoch
     low = busiest < (options.target - options.tolerance) / 1000
     high = busiest > (options.target + options.tolerance) / 1000
     is_on = now.power == ON
