@@ -1,17 +1,18 @@
-"""The only place with Ray: hosts in HostActors, the run in a CoordinatorActor, the driver's side.
+"""Ray actors: hosts in HostActors, the run in a CoordinatorActor, and the driver's side.
 
 Each HostActor holds the hosts of one HostSet; the coordinator calls every actor once a barrier. A
-mutating call must not run twice, so Ray's retries and restarts are off. How hosts are packed into
-actors never shows in a result. The driver only watches, and asks for a stop.
+mutating call must not run twice, so Ray's retries and restarts are off: when a process is lost, all
+hosts begin again from a checkpoint. How hosts are packed into actors never shows in a result. The
+driver only watches, and asks for a stop.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
+import time
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,24 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.coordinator import Coordinator, Outcome, Progress, Watch
-from cluster.errors import ClusterError
-from cluster.fleet import Finish, HostSet, Images, Sketching, merge
+from cluster import standing
+from cluster.checkpoint import RUN_FILE, Checkpoint
+from cluster.coordinator import Coordinator, Keep, Outcome, Progress, Watch
+from cluster.errors import ClusterError, LostError
+from cluster.fleet import Finish, Saved, merge
+from cluster.host_set import HostSet, Images, Sketching, Snapshots
 from cluster.messages import EpochReport, MoveIn, MoveOut, Order
 from cluster.population import HostSpec, Population
+from cluster.ray_session import cause_of, cpus, got
 from cluster.scenario_file import Loaded
 from hostsim.host import warm
-from hostsim.jit import CACHE_VARIABLE
 from hostsim.units import HostId
 
-_api: Any = ray  # for what carries no types
 HOSTS_PER_CPU = 2
 """`auto` gives each host its own actor up to this many a CPU; beyond, actors as many as CPUs."""
 POLL_S = 0.25
+START_S = 300.0
+"""How long hosts may take to be there, where nothing says that one never will be."""
 STOP_S = 60.0
 """How long a stop may take before the run is killed: one barrier, and writing what there is."""
 
@@ -49,6 +54,8 @@ class HostSetup:
     check: bool
     census_epochs: int
     sketching: Sketching | None = None
+    off: tuple[HostId, ...] = ()
+    """Hosts that are off where the run goes on."""
 
     def build(self) -> HostSet:
         """Make the hosts."""
@@ -67,9 +74,12 @@ class HostSetup:
 class HostActor:
     """One or several simulated hosts in a process of their own."""
 
-    def __init__(self, setup: HostSetup) -> None:
+    def __init__(self, setup: HostSetup, snapshots: Mapping[HostId, bytes] | None = None) -> None:
+        """snapshots: what the hosts go on from; None: they begin."""
         warm(lambda text: None)
         self._hosts = setup.build()
+        if snapshots is not None:
+            self._hosts.restore(snapshots, setup.off)
 
     def ready(self) -> None:
         """Answers once the hosts are made and their kernels loaded."""
@@ -83,6 +93,10 @@ class HostActor:
     ) -> EpochReport:
         """See HostSet.run. images: what other actors' `take` returned."""
         return self._hosts.run(orders, first_epoch, n_epochs, ChainMap(*map(dict, images)))
+
+    def save(self) -> Snapshots:
+        """See HostSet.save."""
+        return self._hosts.save()
 
     def digests(self) -> dict[HostId, str]:
         """See HostSet.digests."""
@@ -112,7 +126,7 @@ class RayFleet:
             actor.run.remote(orders_of, first_epoch, n_epochs, *coming[at])
             for at, (actor, orders_of) in enumerate(zip(self._actors, mine, strict=True))
         ]
-        return lambda: merge(ray.get(calls))
+        return lambda: merge(got(calls))
 
     def _send(self, orders: Sequence[Order]) -> list[list[Any]]:
         """References to the images that come to each actor: they go there from where they were,
@@ -127,10 +141,15 @@ class RayFleet:
             coming[target].append(self._actors[source].take.remote(moves))
         return coming
 
+    def save(self) -> Saved:
+        """See Fleet. An actor saves before it does what is asked of it later."""
+        calls = [actor.save.remote() for actor in self._actors]
+        return lambda: (got(call) for call in calls)
+
     def digests(self) -> dict[HostId, str]:
         """See Fleet."""
         found: dict[HostId, str] = {}
-        for part in ray.get([actor.digests.remote() for actor in self._actors]):
+        for part in got([actor.digests.remote() for actor in self._actors]):
             found |= part
         return found
 
@@ -147,11 +166,19 @@ class CoordinatorActor:
         """Answers once this process is there; nothing is written yet."""
 
     def run(
-        self, loaded: Loaded, population: Population, out: Path, how: dict[str, Any]
+        self,
+        loaded: Loaded,
+        population: Population,
+        out: Path,
+        how: dict[str, Any],
+        keep: Keep,
+        from_: Checkpoint | None,
     ) -> Outcome:
-        """Run the epoch loop to its end."""
+        """Run the epoch loop to its end; from_: where from, which `keep` does not say."""
+        if from_ is not None:
+            keep = replace(keep, start=standing.unpack(from_.read(RUN_FILE), loaded, population))
         return Coordinator(
-            loaded, population, self._fleet, out, how, self._watch, self._stop.is_set
+            loaded, population, self._fleet, out, how, self._watch, self._stop.is_set, keep
         ).run()
 
     def progress(self) -> Progress | None:
@@ -175,134 +202,87 @@ def pack(n_hosts: int, cpus: int, asked: int | None) -> int:
     return -(-n_hosts // max(cpus, 1))
 
 
-def _cpus() -> int:
-    return int(_api.cluster_resources().get("CPU", 1))
-
-
-def cause_of(error: Exception) -> Exception:
-    """What went wrong in the process where it did."""
-    while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, Exception):
-        error = error.cause
-    return error
-
-
-def _start_less() -> None:
-    """Have a session of our own start without what only shows a cluster to people.
-
-    Ray has no options for it: the autoscaler, which would add nodes; the collector of logs, which
-    we do not show; and a dashboard's process although we want none, for which Ray waits. They took
-    a third of its start. A version of Ray that heeds none of this starts them, and a test says so.
-    """
-    internals = _api._private
-    given = internals.parameter.RayParams
-
-    def parameters(*values: Any, **named: Any) -> Any:
-        found = given(*values, **named)
-        found.no_monitor, found.include_log_monitor = True, False
-        return found
-
-    internals.parameter.RayParams = parameters
-    internals.services.start_api_server = lambda *values, **named: ("", None)
-    # What it would import to see whether its agent could serve web pages takes as long as Ray.
-    internals.utils.get_dashboard_dependency_error = lambda: ImportError("not wanted")
-
-
-@contextlib.contextmanager
-def session(
-    address: str | None, starting: contextlib.AbstractContextManager[None]
-) -> Iterator[dict[str, Any]]:
-    """A connection to Ray: a cluster of our own on this machine, or the one at `address`.
-
-    Our own listens on the loopback device only, and asks for the token that
-    `ray_environment.prepare` made before Ray was imported. Ray starts inside `starting`. Yields
-    facts of the cluster. Raises ClusterError.
-    """
-    internals = _api._private
-    # Or Ray makes an exit of SIGTERM while it starts, and what it had started stays for a minute.
-    internals.utils.set_sigterm_handler = lambda handler: None
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
-        options |= {"address": "local", "include_dashboard": False}
-        options |= {"_node_ip_address": "127.0.0.1"}
-        _start_less()
-    else:
-        options |= {"address": address}
-    cache = os.environ.get(CACHE_VARIABLE)
-    if cache is not None:
-        options["runtime_env"] = {"env_vars": {CACHE_VARIABLE: cache}}
-    try:
-        try:
-            with starting:
-                ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
-            where = "on this machine" if address is None else f"at {address}"
-            raise ClusterError(f"no Ray cluster {where}: {error}") from error
-        yield {"ray": ray.__version__, "nodes": len(_api.nodes()), "cpus": _cpus()}
-    finally:
-        ray.shutdown()
-
-
-def _start(setup: HostSetup, hosts_per_actor: int) -> tuple[list[Any], Any]:
+def _start(
+    setup: HostSetup, hosts_per_actor: int, from_: Checkpoint | None
+) -> tuple[list[Any], Any]:
     """Actors of the hosts, and the coordinator's, all of them starting at the same time."""
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}
     # Actors outnumber CPUs and idle at the barrier, so they ask for none.
     remote = ray.remote(HostActor).options(scheduling_strategy="SPREAD", **options)
-    hosts = [
-        remote.remote(replace(setup, hosts=setup.hosts[first : first + hosts_per_actor]))
-        for first in range(0, len(setup.hosts), hosts_per_actor)
-    ]
+    hosts = []
+    for first in range(0, len(setup.hosts), hosts_per_actor):
+        mine = setup.hosts[first : first + hosts_per_actor]
+        snapshots = None if from_ is None else from_.hosts(spec.host for spec in mine)
+        hosts.append(remote.remote(replace(setup, hosts=mine), snapshots))
     ids = [spec.host for spec in setup.hosts]
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options |= {"scheduling_strategy": here, "max_concurrency": 4}
-    fleet = RayFleet(hosts, ids, hosts_per_actor, _cpus())
+    fleet = RayFleet(hosts, ids, hosts_per_actor, cpus())
     return hosts, ray.remote(CoordinatorActor).options(**options).remote(fleet)
 
 
-def run(
-    loaded: Loaded,
-    population: Population,
-    setup: HostSetup,
-    hosts_per_actor: int,
-    out: Path,
-    how: dict[str, Any],
-    watch: Watch,
-    begin: Callable[[], None],
-    should_stop: Callable[[], bool],
-    meanwhile: Callable[[], None] = lambda: None,
-) -> Outcome:
-    """Run on the connected cluster and watch it. Raises ClusterError when a process is lost.
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One run on the cluster, from its beginning or from a checkpoint. begin: told once the hosts
+    are there, before anything is written; meanwhile: done while they run."""
 
-    `begin` is told once the hosts are there, before anything is written; `meanwhile` is done while
-    they run.
-    """
-    hosts, coordinator = _start(setup, hosts_per_actor)
+    loaded: Loaded
+    population: Population
+    setup: HostSetup
+    hosts_per_actor: int
+    out: Path
+    how: dict[str, Any]
+    keep: Keep
+    from_: Checkpoint | None = None
+    begin: Callable[[], None] = lambda: None
+    meanwhile: Callable[[], None] = lambda: None
+
+
+def run(attempt: Attempt, watch: Watch, should_stop: Callable[[], bool]) -> Outcome:
+    """Run on the connected cluster and watch it. Raises LostError when a process is lost."""
+    actors: list[Any] = []
+    try:
+        hosts, coordinator = _start(attempt.setup, attempt.hosts_per_actor, attempt.from_)
+        actors = [coordinator, *hosts]
+        _await_all([actor.ready.remote() for actor in actors])
+        attempt.begin()
+        call = coordinator.run.remote(
+            *(attempt.loaded, attempt.population, attempt.out, attempt.how),
+            *(attempt.keep, attempt.from_),
+        )
+        attempt.meanwhile()
+        return _watched(coordinator, call, watch, should_stop)
+    except ray.exceptions.RayError as error:
+        raise cause_of(error) from None
+    finally:
+        for actor in actors:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(actor)
+
+
+def _await_all(ready: list[Any]) -> None:
+    """Until all actors are there. Raises LostError when that takes too long, or one is not."""
+    give_up_s = time.monotonic() + START_S
+    # A signal is heeded between two looks.
+    while len(ray.wait(ready, num_returns=len(ready), timeout=POLL_S)[0]) < len(ready):
+        if time.monotonic() > give_up_s:
+            raise LostError(f"the cluster did not start all hosts within {START_S:.0f} s")
+    ray.get(ready)
+
+
+def _watched(coordinator: Any, call: Any, watch: Watch, should_stop: Callable[[], bool]) -> Outcome:
+    """Show how the run gets on, and hand on that it is to stop, until it has ended."""
     shown: Progress | None = None
     asked_to_stop = False
-    try:
-        ready = [actor.ready.remote() for actor in (*hosts, coordinator)]
-        while len(ray.wait(ready, num_returns=len(ready), timeout=POLL_S)[0]) < len(ready):
-            pass  # a signal is heeded in between
-        ray.get(ready)
-        begin()
-        call = coordinator.run.remote(loaded, population, out, how)
-        meanwhile()
-        while not ray.wait([call], timeout=POLL_S)[0]:
-            if should_stop() and not asked_to_stop:
-                asked_to_stop = True
-                coordinator.stop.remote()
-                if not ray.wait([call], timeout=STOP_S)[0]:
-                    raise ClusterError(f"the run did not stop within {STOP_S:.0f} s: killed")
-            progress = ray.get(coordinator.progress.remote())
-            if progress is not None and progress != shown:
-                watch(progress)
-                shown = progress
-        outcome: Outcome = ray.get(call)
-        return outcome
-    except ray.exceptions.RayError as error:
-        cause = cause_of(error)
-        if isinstance(cause, ray.exceptions.RayError):
-            raise ClusterError(f"a process of the run was lost: {cause}") from None
-        raise cause from None
-    finally:
-        for actor in (coordinator, *hosts):
-            ray.kill(actor)
+    while not ray.wait([call], timeout=POLL_S)[0]:
+        if should_stop() and not asked_to_stop:
+            asked_to_stop = True
+            coordinator.stop.remote()
+            if not ray.wait([call], timeout=STOP_S)[0]:
+                raise ClusterError(f"the run did not stop within {STOP_S:.0f} s: killed")
+        progress = ray.get(coordinator.progress.remote())
+        if progress is not None and progress != shown:
+            watch(progress)
+            shown = progress
+    outcome: Outcome = ray.get(call)
+    return outcome

@@ -17,18 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from cluster import reports, tables
-from cluster.aggregate import Aggregator
-from cluster.fleet import Fleet
+from cluster import checkpoint, reports, standing, tables
+from cluster.errors import LostError
+from cluster.files import WriteError
+from cluster.fleet import Fleet, Saved
 from cluster.messages import LEVELS, EpochReport
 from cluster.policy import agenda, conservation, planner, state
 from cluster.policy.decisions import Decision, Plan, Sight
 from cluster.policy.history import History
 from cluster.policy.state import ClusterState
 from cluster.population import Population
-from cluster.rows import HostFacts, VmFacts
 from cluster.scenario import Scenario
 from cluster.scenario_file import Loaded
+from cluster.standing import Standing
 from hostsim.units import PAGE_SIZE
 
 EPOCHS_PER_BARRIER = 100
@@ -51,6 +52,12 @@ class Progress:
     levels: dict[str, int] = field(default_factory=dict)
     """Hosts by the worst reclamation state that they were in during the last epoch."""
     vms: int = 0
+    begun: int = 0
+    """The epoch from which it was resumed."""
+    checkpoint_age_s: float | None = None
+    """How long ago the last checkpoint was, None where there is none yet."""
+    restarts: int = 0
+    """How often the run has gone on from a checkpoint because a process was lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +79,26 @@ class Barrier:
     report: EpochReport
     now: ClusterState
     epoch: int
+    saved: Saved | None = None
+    """The hosts, as they stand now."""
 
 
-def barriers(population: Population, scenario: Scenario, fleet: Fleet) -> Iterator[Barrier]:
+def barriers(
+    population: Population,
+    scenario: Scenario,
+    fleet: Fleet,
+    start: Standing | None = None,
+    saves: Callable[[], bool] = lambda: False,
+) -> Iterator[Barrier]:
     """The epoch loop: decide, let the hosts run, learn, again.
 
     A barrier is handed out once the hosts run on to the next, so that it is written down meanwhile.
+    start: where the hosts stand; None: at the beginning. saves: asked at each barrier whether hosts
+    are to be saved.
     """
-    now = state.initial(population)
+    now = state.initial(population) if start is None else start.now
     due = agenda.agenda(population, scenario)
-    epoch, last = 0, scenario.duration // scenario.epoch
+    epoch, last = 0 if start is None else start.epoch, scenario.duration // scenario.epoch
     most = 1
     done: Barrier | None = None
     while epoch < last:
@@ -98,10 +115,25 @@ def barriers(population: Population, scenario: Scenario, fleet: Fleet) -> Iterat
         conservation.check(plan.after, plan.orders, report)
         now = state.learn(plan.after, report)
         epoch += n_epochs
-        done = Barrier(plan, report, now, epoch)
+        saved = fleet.save() if epoch < last and saves() else None
+        done = Barrier(plan, report, now, epoch, saved)
         del report  # held by the barrier alone, which is gone before the next one's rows are there
     if done is not None:
         yield done
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Where a run goes on from, and how it is kept, so that it can be gone on from.
+
+    start: where; the hosts stand there already. None: at the beginning. every_s: wall time from one
+    checkpoint to the next; 0: none are made. restarts: how often this run has gone on because a
+    process was lost.
+    """
+
+    start: Standing | None = None
+    every_s: float = 0.0
+    restarts: int = 0
 
 
 @dataclass
@@ -116,31 +148,44 @@ class Coordinator:
     """How it is run, for the manifest: never part of the result."""
     watch: Watch
     should_stop: Callable[[], bool]
+    keep: Keep = Keep()
 
     def __post_init__(self) -> None:
         scenario = self.loaded.scenario
         self._started = self._looping_since = time.perf_counter()
         self._busy_s = self._looping_s = 0.0
-        hosts = [_host_facts(one) for one in self.population.hosts]
-        vms = [_facts(vm.spec) for vm in self.population.vms]
+        self._seen = standing.blank(self.loaded, self.population)
         self._history = History()
+        self._begun = 0
+        so_far: tables.Written | None = None
+        if self.keep.start is not None:
+            self._seen, self._history = self.keep.start.seen, self.keep.start.history
+            self._begun, so_far = self.keep.start.epoch, self.keep.start.written
         self._folder = tables.RunFolder(
             self.out,
-            hosts,
+            self._seen.hosts.facts,
             scenario_yaml=self.loaded.scenario_yaml,
             epoch_ms=scenario.epoch,
             detail_vms=scenario.detail == "vms",
+            so_far=so_far,
         )
-        sample = scenario.fidelity.sample
-        self._seen = Aggregator(hosts, vms, epoch_ms=scenario.epoch, sample=sample)
+        self._keeper: checkpoint.Keeper | None = None
+        if self.keep.every_s > 0:
+            about = checkpoint.identity(self.loaded.digest)
+            self._keeper = checkpoint.Keeper(self.out, about, self.keep.every_s, self._started)
 
     def run(self) -> Outcome:
         """Run to the end, or until `should_stop`; the folder is closed whatever happens."""
         try:
             stopped = self._epochs()
+            if self._keeper is not None:
+                self._keeper.wait()
             outcome = self._conclude(stopped)
+        except LostError:
+            self._folder.leave()
+            raise
         except BaseException as error:
-            with contextlib.suppress(tables.WriteError):  # what failed first is the reason
+            with contextlib.suppress(WriteError):  # what failed first is the reason
                 self._folder.abandon(f"the run failed: {error}", manifest=self._manifest())
             raise
         return outcome
@@ -152,16 +197,33 @@ class Coordinator:
         self._looping_since = time.perf_counter()
         if self.should_stop():
             return True
-        for barrier in barriers(self.population, scenario, self.fleet):
+        for barrier in barriers(
+            self.population, scenario, self.fleet, self.keep.start, self._is_checkpoint_due
+        ):
             self._write_down(barrier.plan.decisions)
             self._seen.add(barrier.report)
             self._folder.add(barrier.report)
+            self._keep(barrier)
             self._looping_s = time.perf_counter() - self._looping_since
             self._show(barrier.report, barrier.now, barrier.epoch, last)
-            if barrier.epoch < last and self.should_stop():
+            can_stop = self._keeper is None or barrier.saved is not None
+            if barrier.epoch < last and can_stop and self.should_stop():
                 return True
             del barrier  # or its rows would be held until the next one's are there
         return False
+
+    def _is_checkpoint_due(self) -> bool:
+        """Now and then, and before the run stops."""
+        keeper = self._keeper
+        return keeper is not None and (self.should_stop() or keeper.is_due(time.perf_counter()))
+
+    def _keep(self, barrier: Barrier) -> None:
+        """Begin to write a checkpoint of where the run stands, if its hosts were saved."""
+        if self._keeper is None or barrier.saved is None:
+            return
+        written = self._folder.settle()
+        where = Standing(barrier.epoch, barrier.now, self._seen, self._history, written)
+        self._keeper.write(barrier.epoch, standing.pack(where), barrier.saved, time.perf_counter())
 
     def _write_down(self, decisions: tuple[Decision, ...]) -> None:
         """Decisions go to events.jsonl, and into the history of the run."""
@@ -202,6 +264,8 @@ class Coordinator:
         core_s = self._looping_s * self.fleet.workers
         return {
             **self.how,
+            "begun_at_epoch": self._begun,
+            "restarts": self.keep.restarts,
             "wall_s": round(time.perf_counter() - self._started, 3),
             "epochs_wall_s": round(self._looping_s, 3),
             "host_cpu_s": round(self._busy_s, 3),
@@ -226,8 +290,15 @@ class Coordinator:
                 memory_bytes={name: int(rows[f"{name}_pages"].sum()) * PAGE_SIZE for name in names},
                 levels=dict(zip(LEVELS, mildness[::-1].tolist(), strict=True)),
                 vms=int((now.host_of != state.NOWHERE).sum()),
+                begun=self._begun,
+                checkpoint_age_s=self._checkpoint_age_s(),
+                restarts=self.keep.restarts,
             )
         )
+
+    def _checkpoint_age_s(self) -> float | None:
+        done_s = None if self._keeper is None else self._keeper.done_s
+        return None if done_s is None else time.perf_counter() - done_s
 
 
 def _most(before: int, n_epochs: int, took_s: float, n_rows: int) -> int:
@@ -236,18 +307,3 @@ def _most(before: int, n_epochs: int, took_s: float, n_rows: int) -> int:
     by_time = int(n_epochs * BARRIER_S / max(took_s, 1e-9))
     by_rows = n_epochs * VM_ROWS_PER_BARRIER // max(n_rows, 1)
     return max(min(by_time, by_rows, 4 * before, EPOCHS_PER_BARRIER), 1)
-
-
-def _host_facts(one: Any) -> HostFacts:
-    config = one.config
-    has_clear = config.reclaim.clear is not None
-    watts = one.watts
-    return HostFacts(
-        *(one.host, one.name, config.machine_bytes, config.cpus, watts.idle, watts.peak),
-        has_clear=has_clear,
-    )
-
-
-def _facts(spec: Any) -> VmFacts:
-    config = spec.config
-    return VmFacts(spec.vm, spec.name, config.memory, config.reservation, config.vcpus)

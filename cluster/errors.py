@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.tables import OutputError, WriteError
+from cluster.files import OutputError, WriteError
 from cluster.trace import TraceError
 from cluster.yaml_input import InputError
 from hostsim.invariants import BrokenInvariantError
@@ -10,6 +10,14 @@ from hostsim.invariants import BrokenInvariantError
 
 class ClusterError(Exception):
     """Ray cannot be started or reached, or lost a process of the run."""
+
+
+class NoClusterError(ClusterError):
+    """There is no cluster of Ray to run on."""
+
+
+class LostError(ClusterError):
+    """A process of the run was lost: it can go on from its last checkpoint."""
 
 
 class StoppedError(Exception):

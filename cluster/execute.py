@@ -8,28 +8,36 @@ from __future__ import annotations
 import os
 import platform
 import re
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from cluster import budget, charts, html, progress, ray_environment, tables
-from cluster.coordinator import Coordinator, Outcome, Watch
-from cluster.errors import ClusterError, StoppedError
-from cluster.fleet import HostSet, LocalFleet, census_epochs, sketching
+from cluster import (
+    budget,
+    charts,
+    checkpoint,
+    html,
+    progress,
+    ray_environment,
+    recovery,
+    resumption,
+    tables,
+)
+from cluster.checkpoint import CheckpointError
+from cluster.coordinator import Coordinator, Keep, Outcome, Watch
+from cluster.errors import ClusterError
+from cluster.fleet import LocalFleet
+from cluster.host_set import HostSet, census_epochs, sketching
 from cluster.population import Population, populate
+from cluster.resumption import Resumption
 from cluster.scenario_file import Loaded, load
+from cluster.stopping import Stop
 from hostsim.host import warm
 from hostsim.jit import is_warm
 
-NOT_BEGUN = "stopped before the run began: nothing was written"
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOCAL_PROCESSES = 1
 RAY_PROCESSES = 6
 """Ray's own processes and the coordinator, beside the host actors."""
@@ -47,85 +55,12 @@ class Options:
     seed: int | None
     check: bool
     data_root: Path
-
-
-class Stop:
-    """Ctrl-C and SIGTERM end the command until the run begins; from then on they ask for a stop at
-    the next barrier. A second one interrupts at once."""
-
-    def __init__(self, not_begun: str = NOT_BEGUN) -> None:
-        """not_begun: what is said of a stop before the run began."""
-        self._not_begun = not_begun
-        self._asked = threading.Event()
-        self._begun = False
-        self._react = self._interrupt
-
-    def __call__(self) -> bool:
-        return self._asked.is_set()
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Heed the signals while inside. Raises StoppedError for one before the run began."""
-        before = {number: signal.getsignal(number) for number in SIGNALS}
-        self._listen()
-        try:
-            yield
-        except (KeyboardInterrupt, SystemExit):
-            if self._begun:
-                raise
-            raise StoppedError(self._not_begun) from None
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    @contextmanager
-    def leaving(self) -> Iterator[None]:
-        """While inside, a signal ends the process on the spot.
-
-        For the compiler: an exception in one of its callbacks would be lost, or break it.
-        """
-        self._react = self._leave
-        yield
-        self._react = self._interrupt
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """A signal acts when this is over: what is half started cannot be taken down."""
-        self._react = self._wait
-        yield
-        self._react = self._interrupt
-        self._listen()  # again: Ray took SIGTERM for itself
-        if self._asked.is_set():
-            raise KeyboardInterrupt
-
-    def begin(self) -> None:
-        """The run begins: a stop now waits for a barrier, and keeps what there is."""
-        self._begun = True
-        self._react = self._say
-
-    def _listen(self) -> None:
-        for number in SIGNALS:
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._asked.is_set():
-            raise KeyboardInterrupt
-        self._asked.set()
-        self._react()
-
-    def _interrupt(self) -> None:
-        raise KeyboardInterrupt
-
-    def _wait(self) -> None:
-        pass
-
-    def _say(self) -> None:
-        print("esxsim: stopping at the end of this barrier", file=sys.stderr)
-
-    def _leave(self) -> None:
-        shown = "\x1b[?25h\n" if os.isatty(2) else ""  # the bar had hidden the cursor
-        os.write(2, f"{shown}esxsim: {self._not_begun}\n".encode())
-        os._exit(1)
+    resumes: bool = False
+    """Go on from the last checkpoint in `out`; wrong where there is none."""
+    continues: bool = False
+    """The same, or begin where there is none."""
+    checkpoint_s: float = checkpoint.EVERY_S
+    """Wall time from one checkpoint to the next; 0: none are made."""
 
 
 def run(options: Options) -> tuple[Outcome, Path]:
@@ -140,13 +75,50 @@ def run(options: Options) -> tuple[Outcome, Path]:
             print(f"esxsim: warning: {warning}", file=sys.stderr)
         population = populate(loaded)
         out = options.out or default_out(loaded)
+        if options.resumes or options.continues:
+            whole = resumption.whole_report(out, loaded)
+            if whole is not None and options.resumes:
+                raise CheckpointError(f"{out}: the run came to its end, there is nothing to resume")
+            if whole is not None:
+                return Outcome(whole, stopped=False), out
+        start = _start(options, loaded, population, out)
         _check_beforehand(options, loaded, population, out)
-        if options.address is None:
-            outcome = _run_local(options, loaded, population, out, stop)
-        else:
-            outcome = _run_on_ray(options, loaded, population, out, stop)
+        job = Job(options, loaded, population, out.resolve(), stop)
+        place = _run_local if options.address is None else _run_on_ray
+        outcome = place(job, start)
         html.build(out)
     return outcome, out
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run that is to be made, and what may stop it."""
+
+    options: Options
+    loaded: Loaded
+    population: Population
+    out: Path
+    stop: Stop
+
+
+def _start(
+    options: Options, loaded: Loaded, population: Population, out: Path
+) -> Resumption | None:
+    """Where the run goes on, None for its beginning. Raises CheckpointError."""
+    has_some = checkpoint.exists(out)
+    if options.resumes or (options.continues and has_some):
+        found = resumption.find(out, loaded, population)
+        for problem in found.problems:
+            _say(f"warning: an older checkpoint is used: {problem}")
+        _say(f"going on from epoch {found.standing.epoch} in {out}")
+        return found
+    if has_some:
+        _say(f"warning: the checkpoints of an unfinished run in {out} are replaced")
+    return None
+
+
+def _say(text: str) -> None:
+    print(f"esxsim: {text}", file=sys.stderr, flush=True)
 
 
 def _check_beforehand(options: Options, loaded: Loaded, population: Population, out: Path) -> None:
@@ -169,15 +141,18 @@ def default_out(loaded: Loaded) -> Path:
     return Path("runs") / f"{name}-{loaded.scenario.seed}"
 
 
-def _run_local(
-    options: Options, loaded: Loaded, population: Population, out: Path, stop: Stop
-) -> Outcome:
-    with progress.shown(loaded.scenario) as watch:
-        with stop.leaving():
+def _run_local(job: Job, start: Resumption | None) -> Outcome:
+    with progress.shown(job.loaded.scenario) as watch:
+        with job.stop.leaving():
             warm(watch.note)
-        how_run = how(options.check, {"fleet": "local"})
-        stop.begin()
-        return in_process(loaded, population, out, how_run, watch, stop, check=options.check)
+        how_run = how(job.options.check, {"fleet": "local"})
+        job.stop.begin()
+        return in_process(
+            *(job.loaded, job.population, job.out, how_run, watch, job.stop),
+            check=job.options.check,
+            start=start,
+            checkpoint_s=job.options.checkpoint_s,
+        )
 
 
 def in_process(
@@ -189,6 +164,8 @@ def in_process(
     should_stop: Callable[[], bool],
     *,
     check: bool = False,
+    start: Resumption | None = None,
+    checkpoint_s: float = 0.0,
 ) -> Outcome:
     """A whole run in this process, into the folder `out`; report.html is not part of it."""
     scenario = loaded.scenario
@@ -202,46 +179,74 @@ def in_process(
         census_epochs=census_epochs(scenario),
         sketching=sketching(scenario, population),
     )
-    fleet = LocalFleet(hosts)
-    return Coordinator(loaded, population, fleet, out, how_run, watch, should_stop).run()
+    where = None
+    if start is not None:
+        where = start.standing
+        hosts.restore(start.checkpoint.hosts(hosts.ids()), where.off())
+    fleet, keep = LocalFleet(hosts), Keep(where, checkpoint_s)
+    return Coordinator(loaded, population, fleet, out, how_run, watch, should_stop, keep).run()
 
 
-def _run_on_ray(
-    options: Options, loaded: Loaded, population: Population, out: Path, stop: Stop
-) -> Outcome:
-    scenario = loaded.scenario
-    with progress.shown(scenario) as watch:
+def _run_on_ray(job: Job, start: Resumption | None) -> Outcome:
+    """Run, and go on from the last checkpoint as often as a process is lost."""
+    with progress.shown(job.loaded.scenario) as watch:
         if not is_warm():  # once, before many processes would do it at the same time
-            with stop.leaving():
+            with job.stop.leaving():
                 warm(watch.note)
         watch.note("starting Ray")
-        ray_environment.prepare(own_cluster=options.address == "local")
-        from cluster import actors  # takes a second to import, and --local does without
+        ray_environment.prepare(own_cluster=job.options.address == "local")
+        try:
+            if job.options.checkpoint_s == 0:
+                return _attempt(job, watch, start, 0)
+            return recovery.run(
+                lambda start, restarts: _attempt(job, watch, start, restarts),
+                start,
+                lambda: resumption.find_any(job.out, job.loaded, job.population),
+                watch.note,
+            )
+        except ClusterError as error:
+            tables.note_reason(job.out, f"the run failed: {error}")
+            raise
 
-        address = None if options.address == "local" else options.address
-        with actors.session(address, stop.waiting()) as facts:
-            packed = actors.pack(len(population.hosts), facts["cpus"], options.hosts_per_actor)
-            n_actors = -(-len(population.hosts) // packed)
-            _check_memory(options, loaded, population, RAY_PROCESSES + n_actors)
-            setup = actors.HostSetup(
-                population.hosts,
-                scenario.seed,
-                scenario.fidelity.sample,
-                scenario.tick,
-                scenario.epoch,
-                options.check,
-                census_epochs(scenario),
-                sketching(scenario, population),
-            )
-            fleet = {"fleet": "ray", "actors": n_actors, "hosts_per_actor": packed}
-            how_run = how(options.check, {**fleet, "ray_cluster": facts})
+
+def _attempt(job: Job, watch: progress.Watch, start: Resumption | None, restarts: int) -> Outcome:
+    """Run on a connection of its own to Ray: where a node was lost, an old one may be no good."""
+    from cluster import actors, ray_session  # takes a second to import, and --local does without
+
+    options, scenario = job.options, job.loaded.scenario
+    address = None if options.address == "local" else options.address
+    with ray_session.session(address, job.stop.waiting()) as facts:
+        packed = actors.pack(len(job.population.hosts), facts["cpus"], options.hosts_per_actor)
+        n_actors = -(-len(job.population.hosts) // packed)
+        if restarts == 0:  # later, what was lost may not have given its memory back yet
+            _check_memory(options, job.loaded, job.population, RAY_PROCESSES + n_actors)
+        off = () if start is None else start.standing.off()
+        setup = actors.HostSetup(
+            job.population.hosts,
+            scenario.seed,
+            scenario.fidelity.sample,
+            scenario.tick,
+            scenario.epoch,
+            options.check,
+            census_epochs(scenario),
+            sketching(scenario, job.population),
+            off,
+        )
+        fleet = {"fleet": "ray", "actors": n_actors, "hosts_per_actor": packed}
+        attempt = actors.Attempt(
             # The coordinator needs what was decided from the files, not what they hold.
-            light = replace(loaded, trace=None, trace_vms=None, hashes={})
-            out = out.resolve()
-            begin, draw = stop.begin, charts.prepare
-            return actors.run(
-                light, population, setup, packed, out, how_run, watch, begin, stop, draw
-            )
+            replace(job.loaded, trace=None, trace_vms=None, hashes={}),
+            job.population,
+            setup,
+            packed,
+            job.out,
+            how(options.check, {**fleet, "ray_cluster": facts}),
+            Keep(every_s=options.checkpoint_s, restarts=restarts),
+            None if start is None else start.checkpoint,
+            job.stop.begin,
+            charts.prepare,
+        )
+        return actors.run(attempt, watch, job.stop)
 
 
 def _check_memory(options: Options, loaded: Loaded, population: Population, processes: int) -> None:

@@ -1,77 +1,27 @@
-"""The hosts of a run behind one interface: in this process (here) or in Ray actors (`actors`).
-
-`HostSet` is the part that both share: some hosts, run through whole epochs. A set's report depends
-on its hosts and their orders alone, so it does not matter how hosts are spread over sets.
-"""
+"""The hosts of a run behind one interface: in this process (here) or in Ray actors (`actors`)."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
+from cluster.host_set import HostSet, Snapshots, by_vm, in_order
 from cluster.messages import (
-    Delay,
-    Entitle,
     EpochReport,
-    Hold,
-    LevelChange,
-    MoveIn,
     MoveOut,
     Order,
-    PowerOff,
-    PowerOn,
-    Reset,
-    SetHost,
-    SetVm,
-    SwitchOff,
-    SwitchOn,
 )
-from cluster.policy import balancing
-from cluster.policy.decisions import whole_epochs
-from cluster.population import HostSpec, Population
-from cluster.scenario import Scenario
-from hostsim import image, invariants, sketch, snapshot, spread
-from hostsim.host import Host, epoch_tables, run_epochs
-from hostsim.image import VmImage
-from hostsim.rows import Rows, Tables
-from hostsim.spec import VmSpec
-from hostsim.units import HostId, VmId
+from hostsim import spread
+from hostsim.units import HostId
 
-Images = Mapping[VmId, VmImage]
-"""VMs between two hosts."""
 Finish = Callable[[], EpochReport]
 """Waits until hosts have run as they were told, and gives their report. Called once."""
 
 
-CENSUSES = 4
-"""How often in a run slots are compared: what they differ by changes slowly."""
-
-
-def census_epochs(scenario: Scenario) -> int:
-    """Epochs from one comparison of slots to the next, from the scenario alone; 0 = never."""
-    if scenario.fidelity.sample == 1:
-        return 0
-    return max(scenario.duration // scenario.epoch // CENSUSES, 1)
-
-
-class Sketching(NamedTuple):
-    """How often hosts sketch what their VMs hold, in epochs; of how many contents one is named."""
-
-    epochs: int
-    one_in: int
-
-
-def sketching(scenario: Scenario, population: Population) -> Sketching | None:
-    """At each look of balancing, if it goes by content; from the scenario alone."""
-    if population.sketches is None or scenario.balancing.level <= balancing.MANDATORY:
-        return None
-    return Sketching(
-        whole_epochs(scenario, scenario.balancing.interval), population.sketches.one_in
-    )
+Saved = Callable[[], Iterator[Snapshots]]
+"""Waits for snapshots that hosts have begun to make, set by set. Called once."""
 
 
 class Fleet(Protocol):
@@ -84,196 +34,11 @@ class Fleet(Protocol):
     def start(self, orders: Sequence[Order], first_epoch: int, n_epochs: int) -> Finish:
         """Carry out `orders`, then simulate epochs [first_epoch, first_epoch + n_epochs)."""
 
+    def save(self) -> Saved:
+        """Snapshots of all hosts as they are now, whatever is started next."""
+
     def digests(self) -> dict[HostId, str]:
         """Digest of every host's final state."""
-
-
-class PowersOn(NamedTuple):
-    """VMs that start on a host one after the other, with no other order to it between them."""
-
-    host: HostId
-    vms: tuple[VmSpec, ...]
-
-
-def _together(orders: Sequence[Order]) -> Iterator[Order | PowersOn]:
-    """Orders by host, each host's in their order, with starts in a row made one."""
-    by_host: dict[HostId, list[Order]] = {}
-    for order in orders:
-        by_host.setdefault(order.host, []).append(order)
-    for host, its in by_host.items():
-        for starts, some in groupby(its, lambda order: isinstance(order, PowerOn)):
-            if starts:
-                yield PowersOn(host, tuple(o.vm for o in some if isinstance(o, PowerOn)))
-            else:
-                yield from some
-
-
-class HostSet:
-    """Some hosts of the cluster, in id order."""
-
-    def __init__(
-        self,
-        hosts: Sequence[HostSpec],
-        *,
-        seed: int,
-        sample: int,
-        tick_ms: int,
-        epoch_ms: int,
-        check: bool,
-        census_epochs: int = 0,
-        sketching: Sketching | None = None,
-    ) -> None:
-        """census_epochs: how often slots are compared, see `census_epochs`; sketching: likewise."""
-        self._hosts = {
-            spec.host: Host(spec.host, spec.config, seed, sample, tick_ms) for spec in hosts
-        }
-        self._epoch_ms = epoch_ms
-        self._check = check
-        self._census_epochs = census_epochs
-        self._sketching = sketching
-        self._off: set[HostId] = set()
-
-    def take(self, orders: Sequence[MoveOut]) -> dict[VmId, VmImage]:
-        """VMs leave their hosts. Before `run` of the same orders, in any set."""
-        images = {order.vm: image.export_vm(self._hosts[order.host], order.vm) for order in orders}
-        for order in orders:
-            self._hosts[order.host].power_off(order.vm)
-        return images
-
-    def run(
-        self,
-        orders: Sequence[Order],
-        first_epoch: int,
-        n_epochs: int,
-        images: Images | None = None,
-    ) -> EpochReport:
-        """As Fleet.run, for orders that all go to hosts of this set. images: of those who come.
-
-        Raises BrokenInvariantError when checking is on and a truth of the memory manager fails.
-        """
-        started = time.process_time()
-        for order in _together(orders):
-            self._obey(order, images or {})
-        hosts = list(self._hosts.values())
-        rows = epoch_tables(hosts, n_epochs)
-        n_hosts, n_vms = len(hosts), len(rows[1]) // max(n_epochs, 1)
-        changes: list[LevelChange] = []
-        contrasts = spread.no_contrasts()
-        sketches: Rows | None = None
-        done = 0
-        while done < n_epochs:
-            span = self._span(first_epoch + done, n_epochs - done)
-            upto = done + span
-            some = rows[0][done * n_hosts : upto * n_hosts], rows[1][done * n_vms : upto * n_vms]
-            changes += self._advance(hosts, span, some)
-            if self._check:
-                self._assert_sound(first_epoch + done)
-            if self._is_census(first_epoch + upto):
-                for host in hosts:
-                    spread.add_to(contrasts, host.state)
-            found = self._sketches(first_epoch + upto)
-            sketches = sketches if found is None else found
-            done = upto
-        changes.sort(key=_in_order)
-        self._blank(rows[0])
-        return EpochReport(
-            hosts=rows[0].view(np.ndarray),
-            vms=rows[1].view(np.ndarray),
-            level_changes=tuple(changes),
-            busy_s=time.process_time() - started,
-            contrasts=contrasts,
-            sketches=sketches,
-        )
-
-    def digests(self) -> dict[HostId, str]:
-        """Digest of every host's state."""
-        return {host_id: snapshot.digest(host) for host_id, host in self._hosts.items()}
-
-    def _span(self, epoch: int, left: int) -> int:
-        """Epochs from `epoch` on that run without a look at the hosts, of those that are left."""
-        if self._check:
-            return 1
-        periods = [self._census_epochs] * (self._census_epochs > 0)
-        if self._sketching is not None:
-            periods.append(self._sketching.epochs)
-        return min([left, *(period - epoch % period for period in periods)])
-
-    def _is_census(self, epoch: int) -> bool:
-        return self._census_epochs > 0 and epoch % self._census_epochs == 0
-
-    def _sketches(self, epoch: int) -> Rows | None:
-        """What VMs hold at the end of the epoch before this one, where it is due."""
-        if self._sketching is None or epoch % self._sketching.epochs:
-            return None
-        one_in = self._sketching.one_in
-        hosts = self._hosts.values()
-        parts = [sketch.running(one.state, one.ranges, one.specs, one_in) for one in hosts]
-        return _by_vm(parts)
-
-    def _blank(self, rows: Rows) -> None:
-        """Hosts that are off have time go by, and nothing to report."""
-        off = np.isin(rows["host"], sorted(self._off))
-        for name in rows.dtype.names or ():
-            if name not in ("epoch", "host", "spare_pages"):
-                rows[name][off] = 0
-
-    def _switch_off(self, host: Host) -> None:
-        for vm in host.vm_ids():
-            host.power_off(vm)
-        host.hold(0)
-        self._off.add(host.host)
-
-    def _obey(self, order: Order | PowersOn, images: Images) -> None:
-        host = self._hosts[order.host]
-        match order:
-            case PowersOn():
-                host.power_on(*order.vms)
-            case PowerOff():
-                host.power_off(order.vm)
-            case Reset():
-                host.reset(order.vm)
-            case SetVm():
-                values = {"reservation": order.reservation, "limit": order.limit}
-                host.set_vm(order.vm, shares=order.shares, **values)
-            case Entitle():
-                host.set_vm(order.vm, limit=order.limit, shares=order.shares)
-            case SetHost():
-                host.set_host(idle_tax=order.idle_tax)
-            case MoveOut():
-                pass  # it was taken before
-            case MoveIn():
-                image.import_vm(host, images[order.vm])
-            case Hold():
-                host.hold(order.pages)
-            case Delay():
-                host.delay(order.vm, order.lost_ns)
-            case SwitchOff():
-                self._switch_off(host)
-            case SwitchOn():
-                self._off.remove(host.host)
-
-    def _advance(self, hosts: list[Host], n_epochs: int, rows: Tables) -> list[LevelChange]:
-        changes = run_epochs(hosts, n_epochs, self._epoch_ms, rows)
-        return [
-            LevelChange(
-                at_ms // self._epoch_ms,
-                at_ms,
-                hosts[i].host,
-                before,
-                after,
-                free * hosts[i].sample,
-            )
-            for i, at_ms, before, after, free in changes.tolist()
-        ]
-
-    def _assert_sound(self, epoch: int) -> None:
-        """Raises BrokenInvariantError where a host's state is not what it must be."""
-        for host in self._hosts.values():
-            try:
-                invariants.check(host.state)
-            except invariants.BrokenInvariantError as error:
-                where = f"host {host.host}, epoch {epoch}"
-                raise invariants.BrokenInvariantError(f"{where}: {error}") from None
 
 
 class LocalFleet:
@@ -293,19 +58,14 @@ class LocalFleet:
         images = self._hosts.take([order for order in orders if isinstance(order, MoveOut)])
         return self._hosts.run(orders, first_epoch, n_epochs, images)
 
+    def save(self) -> Saved:
+        """See Fleet."""
+        saved = self._hosts.save()
+        return lambda: iter([saved])
+
     def digests(self) -> dict[HostId, str]:
         """See Fleet."""
         return self._hosts.digests()
-
-
-def _in_order(change: LevelChange) -> tuple[int, int, int]:
-    return change.epoch, change.host, change.at_ms
-
-
-def _by_vm(parts: Sequence[Rows]) -> Rows:
-    """Sketches of several hosts, or sets of them, by VM and name: a VM is on one host."""
-    rows = np.concatenate(parts)
-    return rows[np.argsort(rows["vm"], kind="stable")]
 
 
 def merge(reports: Sequence[EpochReport]) -> EpochReport:
@@ -313,7 +73,7 @@ def merge(reports: Sequence[EpochReport]) -> EpochReport:
     hosts = np.concatenate([report.hosts for report in reports])
     vms = np.concatenate([report.vms for report in reports])
     changes = [change for report in reports for change in report.level_changes]
-    changes.sort(key=_in_order)
+    changes.sort(key=in_order)
     sketches = [report.sketches for report in reports if report.sketches is not None]
     return EpochReport(
         hosts=hosts[np.lexsort((hosts["host"], hosts["epoch"]))],
@@ -321,5 +81,5 @@ def merge(reports: Sequence[EpochReport]) -> EpochReport:
         level_changes=tuple(changes),
         busy_s=sum(report.busy_s for report in reports),
         contrasts=sum((report.contrasts for report in reports), spread.no_contrasts()),
-        sketches=_by_vm(sketches) if sketches else None,
+        sketches=by_vm(sketches) if sketches else None,
     )

@@ -16,9 +16,9 @@ import numpy as np
 
 from cluster import charts, summary
 from cluster.aggregate import MEMORY
+from cluster.files import write_text
 from cluster.messages import CAUSES, LEVELS
 from cluster.readback import EVENTS_PER_KIND, Array, Events, HostGrid, RunData, read
-from cluster.tables import write_text
 from hostsim.units import GIB
 
 TIMES = "\N{MULTIPLICATION SIGN}"

@@ -31,8 +31,9 @@ class Watch(Protocol):
 
 def describe(now: coordinator.Progress, epoch_ms: int) -> str:
     """Simulated time, speed, time left and the cluster's memory, in one line."""
-    rate = now.host_ticks / max(now.wall_s, 1e-9)
-    left_s = now.wall_s / now.epoch * (now.epochs - now.epoch)
+    done = now.epoch - now.begun
+    rate = now.host_ticks / now.epoch * done / max(now.wall_s, 1e-9)
+    left_s = now.wall_s / done * (now.epochs - now.epoch)
     memory = now.memory_bytes
     parts = [
         f"{now.epoch * epoch_ms / 3_600_000:.2f} of {now.epochs * epoch_ms / 3_600_000:.2f} h",

@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster import report_shape
+from cluster.files import OutputError
 from cluster.messages import CAUSES, LEVELS
-from cluster.tables import OutputError, table_files
+from cluster.parts import table_files
 
 Array = npt.NDArray[Any]
 

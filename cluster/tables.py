@@ -2,37 +2,37 @@
 
 A part is written aside and renamed, so a killed run keeps whole parts and no torn file; the first
 manifest already says `partial`, and only `finish` takes that back. Parts grow with what is stored
-(a sixteenth of it, up to PART_ROWS): few files in a long run, little lost in a short one. Joining
-cuts fixed row groups, so the joined bytes do not depend on how the rows were batched.
+(a sixteenth of it, up to PART_ROWS): few files in a long run, little lost in a short one. A run
+that is resumed goes on behind what its checkpoint names, and only one run writes at a time.
 Nothing here grows with simulated time, and nothing here decides what a number means.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cluster.files import OutputError, WriteError, write_json, write_table, write_text
 from cluster.messages import HOST_ROW, LEVELS, VM_ROW, EpochReport, Rows
+from cluster.parts import PARTS, join, keep_first, part, parts_of, rows_of
 from cluster.rows import EPOCH_ROW, Columns, HostFacts, HostList, columns, epoch_rows
 from hostsim.units import PAGE_SIZE
 
-os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-"""pyarrow's own allocator keeps what it once had: 60 MB more for `scale-1000`, and no faster. It is
-imported after this, where it is used: half a second that not every command needs."""
 PART_ROWS = 65_536
 """Most rows of a part."""
-GROUP_ROWS = 16_384
-"""Rows of a row group of a joined table: what joining and reading hold in memory."""
 FIRST_PART_ROWS = 256
-PARTS = ".parts"
 RESERVE, RESERVE_BYTES = "reserve", 16 << 10
 """Room beside the parts that a full disk cannot take: for the manifest that says what happened."""
 OWN_FILES = (
@@ -47,82 +47,14 @@ OWN_FILES = (
     "manifest.json",
 )
 """What a run may write, and what a new run into a former run folder removes first."""
+CHECKPOINTS = "checkpoints"
+"""The folder of the run's checkpoints."""
+GOES_ON = "the run was killed, or still goes on"
+LOCK_S = 10.0
+"""How long to wait for another process that writes here: one that was killed needs a moment."""
 ROW_TYPES = {"hosts": HOST_ROW, "epochs": EPOCH_ROW, "vms_epochs": VM_ROW}
 """The tables that are streamed."""
 _LINE = json.JSONEncoder(allow_nan=False)
-
-
-class OutputError(Exception):
-    """The run folder cannot be used; the message names the path and says why."""
-
-
-class WriteError(Exception):
-    """Writing failed in a folder that could be used, as on a full disk: no fault of the input."""
-
-
-@contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """A name to write at; renamed to `path` once whole, so nobody ever reads half a file."""
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        yield aside
-        os.replace(aside, path)
-    except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        aside.unlink(missing_ok=True)  # gone already unless writing failed
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `path` whole or not at all."""
-    with _aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `path` whole or not at all, for people and programs."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def write_table(path: Path, values: Columns) -> None:
-    """Write a Parquet file whole or not at all. A list is text, even where all of it is None."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    typed = {
-        name: pa.array(column, pa.string()) if isinstance(column, list) else pa.array(column)
-        for name, column in values.items()
-    }
-    with _aside(path) as aside:
-        pq.write_table(pa.table(typed), aside, row_group_size=GROUP_ROWS)
-
-
-def table_files(folder: Path, table: str) -> list[Path]:
-    """The files that hold a table, in row order: the joined one, else the parts so far."""
-    joined = folder / f"{table}.parquet"
-    if joined.exists():
-        return [joined]
-    return sorted((folder / PARTS).glob(f"{table}-*.parquet"))
-
-
-def _join(folder: Path, table: str) -> None:
-    """Parts -> one file, holding at most a row group and a part in memory."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    parts = sorted((folder / PARTS).glob(f"{table}-*.parquet"))
-    if not parts:  # joined before
-        return
-    schema = pq.read_schema(parts[0])
-    held = schema.empty_table()
-    with _aside(folder / f"{table}.parquet") as aside, pq.ParquetWriter(aside, schema) as writer:
-        for part in parts:
-            held = pa.concat_tables([held, pq.ParquetFile(part).read(use_threads=False)])
-            while len(held) >= GROUP_ROWS:
-                writer.write_table(held.slice(0, GROUP_ROWS).combine_chunks())
-                held = held.slice(GROUP_ROWS)
-        if len(held):
-            writer.write_table(held.combine_chunks())
 
 
 @contextmanager
@@ -134,6 +66,14 @@ def _using(out: Path) -> Iterator[None]:
         raise OutputError(f"cannot use {out} for results: {error.strerror or error}") from error
     except ValueError as error:
         raise OutputError(f"{out} holds a manifest.json that is not a run's: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """How far a run folder is written: rows of each table, bytes of events.jsonl."""
+
+    rows: dict[str, int]
+    events_bytes: int
 
 
 def check_usable(out: Path) -> None:
@@ -156,12 +96,70 @@ def _claim(out: Path) -> None:
     """Make `out` an empty run folder, or refuse: files of somebody else are never touched."""
     check_usable(out)
     with _using(out):
-        out.mkdir(parents=True, exist_ok=True)
         for name in OWN_FILES[:-1]:  # the manifest last: until then it is a run folder
             (out / name).unlink(missing_ok=True)
-        if (out / PARTS).exists():
-            shutil.rmtree(out / PARTS)
+        for folder in (out / PARTS, out / CHECKPOINTS):
+            if folder.exists():
+                shutil.rmtree(folder)
         (out / PARTS).mkdir()
+
+
+def _reopen(out: Path, so_far: Written) -> dict[str, int]:
+    """Make `out` what it was when it was written so far. Returns the number of each table's parts.
+
+    Killed midway it can be done again. Raises OutputError where less is there.
+    """
+    check_usable(out)
+    with _using(out):
+        (out / PARTS).mkdir(exist_ok=True)
+        parts = {table: keep_first(out, table, n) for table, n in so_far.rows.items()}
+        with (out / "events.jsonl").open("r+b") as events:
+            events.truncate(so_far.events_bytes)
+        for name in ("report.json", "vms.parquet", "report.html"):
+            (out / name).unlink(missing_ok=True)
+    return parts
+
+
+def why_not_behind(out: Path, so_far: Written) -> str | None:
+    """Why a run cannot go on behind what was written, or None."""
+    try:
+        for table, n_rows in so_far.rows.items():
+            if rows_of(out, table) < n_rows:
+                return f"{out}: table {table} has fewer rows than were written"
+        if (out / "events.jsonl").stat().st_size < so_far.events_bytes:
+            return f"{out / 'events.jsonl'} is shorter than what was written"
+    except (OSError, OutputError) as error:
+        return str(error)
+    return None
+
+
+def _locked(out: Path) -> int:
+    """A descriptor that holds `out` for this process, until it is closed. Raises OutputError.
+
+    Where the file system knows no locks, none is held.
+    """
+    found = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    give_up_s = time.monotonic() + LOCK_S
+    while True:
+        try:
+            fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < give_up_s:
+                time.sleep(0.05)
+                continue
+            os.close(found)
+            raise OutputError(f"another run is writing to {out}") from None
+        except OSError:
+            pass
+        return found
+
+
+def note_reason(out: Path, reason: str) -> None:
+    """Say why a run that left its folder as it was does not go on."""
+    with suppress(OSError, ValueError, WriteError):
+        held = json.loads((out / "manifest.json").read_text("utf-8"))
+        if held["reason"] == GOES_ON:
+            write_json(out / "manifest.json", held | {"reason": reason})
 
 
 class RunFolder:
@@ -176,10 +174,11 @@ class RunFolder:
         epoch_ms: int,
         detail_vms: bool = False,
         part_rows: int = PART_ROWS,
+        so_far: Written | None = None,
     ) -> None:
+        """so_far: go on behind what a checkpoint names; None: begin. Raises OutputError."""
         from cluster import __version__
 
-        _claim(out)
         self.out = out
         self._hosts = HostList(hosts)
         self._epoch_ms = epoch_ms
@@ -187,20 +186,37 @@ class RunFolder:
         self._started = {"esxsim": __version__}
         tables = ("vms_epochs", "hosts", "epochs") if detail_vms else ("hosts", "epochs")
         self._held: dict[str, list[Rows]] = {table: [] for table in tables}
-        self._stored = dict.fromkeys(tables, 0)
+        self._stored = dict.fromkeys(tables, 0) if so_far is None else dict(so_far.rows)
         self._parts = dict.fromkeys(tables, 0)
+        check_usable(out)
+        with _using(out):
+            out.mkdir(parents=True, exist_ok=True)
+            self._unlock = weakref.finalize(self, os.close, _locked(out))
         try:
-            self._manifest({}, partial=True, reason="the run was killed, or still goes on")
-        except WriteError:  # or nobody would know it for a run folder, and refuse it
-            (out / PARTS).rmdir()
+            self._open(scenario_yaml, so_far)
+        except BaseException:
+            self._unlock()
             raise
-        write_text(out / "scenario.yaml", scenario_yaml)
+
+    def _open(self, scenario_yaml: str, so_far: Written | None) -> None:
+        """Make the folder what the run begins with."""
+        if so_far is None:
+            _claim(self.out)
+        else:
+            self._parts = _reopen(self.out, so_far)
         try:
-            (out / PARTS / RESERVE).write_bytes(bytes(RESERVE_BYTES))
+            self._manifest({}, partial=True, reason=GOES_ON)
+        except WriteError:  # or nobody would know it for a run folder, and refuse it
+            if so_far is None:
+                (self.out / PARTS).rmdir()
+            raise
+        write_text(self.out / "scenario.yaml", scenario_yaml)
+        try:
+            (self.out / PARTS / RESERVE).write_bytes(bytes(RESERVE_BYTES))
             # Unbuffered: a line is one write, so a killed run tears no line.
-            self._events = (out / "events.jsonl").open("ab", buffering=0)
+            self._events = (self.out / "events.jsonl").open("ab", buffering=0)
         except OSError as error:
-            raise WriteError(f"cannot write in {out}: {error.strerror or error}") from error
+            raise WriteError(f"cannot write in {self.out}: {error.strerror or error}") from error
 
     def add(self, report: EpochReport) -> None:
         """Take the rows of one barrier, and write down its level changes."""
@@ -220,6 +236,13 @@ class RunFolder:
             host = self._hosts.name(change.host)
             self.event(change.at_ms, "level", host=host, **names, free_bytes=free_bytes)
 
+    def settle(self) -> Written:
+        """Have all that was added on disk; how far that is."""
+        for table, held in self._held.items():
+            if held:
+                self._flush(table)
+        return Written(dict(self._stored), self._events.tell())
+
     def event(self, at_ms: int, kind: str, **facts: Any) -> None:
         """One line of events.jsonl: when, what, to whom, and the numbers that decided it."""
         text = _LINE.encode({"at_s": at_ms / 1e3, "kind": kind, **facts})
@@ -236,6 +259,13 @@ class RunFolder:
         """Everything is there: join the tables; the manifest, last, says the run is whole."""
         self._close(report, vms)
         self._manifest(manifest, partial=False)
+        shutil.rmtree(self.out / CHECKPOINTS, ignore_errors=True)
+        self._unlock()
+
+    def leave(self) -> None:
+        """Leave all as it is, as if the run had been killed: another one will go on."""
+        self._events.close()
+        self._unlock()
 
     def abandon(
         self,
@@ -256,11 +286,12 @@ class RunFolder:
         except WriteError:
             (self.out / PARTS / RESERVE).unlink(missing_ok=True)
             for table in self._held:  # more room: what is joined is in parts too
-                if any((self.out / PARTS).glob(f"{table}-*.parquet")):
+                if parts_of(self.out, table):
                     (self.out / f"{table}.parquet").unlink(missing_ok=True)
             raise
         finally:
             self._manifest(manifest or {}, partial=True, reason=reason)
+            self._unlock()
 
     def _flush(self, table: str) -> None:
         """Write the held rows of a table as its next part."""
@@ -271,7 +302,7 @@ class RunFolder:
             facts = self._hosts.facts
             values["host_name"] = [facts[i].name for i in at.tolist()]
             values["memory_bytes"] = self._hosts.memory_pages[at] * PAGE_SIZE
-        write_table(self.out / PARTS / f"{table}-{self._parts[table]:06d}.parquet", values)
+        write_table(part(self.out, table, self._parts[table]), values)
         self._held[table] = []
         self._stored[table] += len(rows)
         self._parts[table] += 1
@@ -282,7 +313,7 @@ class RunFolder:
             if held or not self._parts[table]:  # an empty table is a table too
                 self._flush(table)
         for table in self._held:  # joined once all is in parts, should there be room for no more
-            _join(self.out, table)
+            join(self.out, table)
         if vms is not None:
             write_table(self.out / "vms.parquet", vms)
         if report is not None:

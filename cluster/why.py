@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.files import OutputError
 from cluster.scenario_problems import closest, listed
 from cluster.summary import clock, percent, plain
-from cluster.tables import OutputError
 from cluster.yaml_input import InputError, Problem, shown
 from hostsim.units import GIB
 

@@ -15,7 +15,8 @@ import numpy as np
 from scenario_files import changed, write
 
 from cluster.coordinator import Coordinator, Outcome, Progress
-from cluster.fleet import Finish, Fleet, HostSet, LocalFleet, census_epochs, merge, sketching
+from cluster.fleet import Finish, Fleet, LocalFleet, merge
+from cluster.host_set import HostSet, census_epochs, sketching
 from cluster.messages import EpochReport, MoveOut, Order
 from cluster.policy import agenda, planner
 from cluster.policy.agenda import Agenda, Due, HostDue

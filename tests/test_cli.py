@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 
 from cluster.cli import app
 from cluster.errors import ClusterError, StoppedError, exit_code
+from cluster.files import OutputError, WriteError
 from cluster.scenario import Scenario
-from cluster.tables import OutputError, WriteError
 from cluster.traces import FORMATS, TraceError
 from cluster.yaml_input import InputError, Problem
 from hostsim.invariants import BrokenInvariantError
@@ -325,7 +325,8 @@ def test_a_stop_ends_the_run_with_what_it_has(tmp_path: Path, number: signal.Sig
     lines = err.splitlines()
     assert "esxsim: stopping at the end of this barrier" in lines
     folder = tmp_path / "out"
-    assert lines[-1] == f"esxsim: stopped before the end: partial results are in {folder}"
+    last = f"esxsim: stopped before the end: partial results are in {folder}"
+    assert lines[-1] == f"{last}; --resume goes on from there"
     assert "Traceback" not in err
     assert "PARTIAL: the run ended early" in out
     report = json.loads((folder / "report.json").read_text("utf-8"))

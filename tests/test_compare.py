@@ -12,6 +12,7 @@ from scenario_files import changed, loaded, write
 from test_cli import command
 from test_sweeps import TINY, swept
 
+from cluster.files import OutputError
 from cluster.studies.compare import (
     Run,
     compared,
@@ -22,7 +23,6 @@ from cluster.studies.compare import (
     run_folders,
     verdict,
 )
-from cluster.tables import OutputError
 
 
 def run(folder: str, seed: int, scenario: dict[str, Any], **numbers: float) -> Run:

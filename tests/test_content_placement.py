@@ -20,7 +20,7 @@ from test_sketches import clusters as sketched
 
 from cluster import sketches, why
 from cluster.coordinator import barriers
-from cluster.fleet import sketching
+from cluster.host_set import sketching
 from cluster.messages import HOST_ROW, VM_ROW, EpochReport, PowerOff, PowerOn
 from cluster.policy import balancing, demand, flights
 from cluster.policy.placement import place, taken

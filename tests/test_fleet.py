@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scenario_files import VM
 
-from cluster.fleet import HostSet, LocalFleet, census_epochs, merge
+from cluster.fleet import LocalFleet, merge
+from cluster.host_set import HostSet, census_epochs
 from cluster.messages import (
     HOST_ROW,
     VM_ROW,

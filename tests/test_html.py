@@ -16,8 +16,8 @@ import pytest
 from synthetic_run import Synthetic
 
 from cluster import charts, html, readback, report_shape, reports
+from cluster.files import OutputError
 from cluster.summary import answer, clock, hours, percent, plain, slowdown, summary_lines
-from cluster.tables import OutputError
 
 VOID = {"meta", "br", "link", "img", "input", "hr", "use", "path", "image"}
 HOSTILE = '</td><script>alert("{}")</script>$\\frac&'

@@ -15,10 +15,10 @@ from cluster_builders import PRESSED
 from scenario_files import write
 from typer.testing import CliRunner
 
-from cluster import execute, ray_environment
+from cluster import execute, ray_environment, stopping
 from cluster.cli import app
 from cluster.errors import StoppedError
-from cluster.execute import Stop
+from cluster.stopping import Stop
 from hostsim.units import MIB
 
 MAIN = [sys.executable, "-c", "from cluster.cli import main; main()"]
@@ -154,12 +154,12 @@ def test_a_short_command_loads_no_heavy_library(arguments: list[str], needs: set
 # Signals
 
 
-@pytest.mark.parametrize("number", execute.SIGNALS)
+@pytest.mark.parametrize("number", stopping.SIGNALS)
 def test_a_signal_before_the_run_begins_ends_it(number: signal.Signals) -> None:
-    handlers = [signal.getsignal(one) for one in execute.SIGNALS]
+    handlers = [signal.getsignal(one) for one in stopping.SIGNALS]
     with pytest.raises(StoppedError, match="nothing was written"), Stop().listening():
         signal.raise_signal(number)
-    assert [signal.getsignal(one) for one in execute.SIGNALS] == handlers
+    assert [signal.getsignal(one) for one in stopping.SIGNALS] == handlers
 
 
 def test_a_signal_once_the_run_has_begun_waits_for_the_barrier_and_a_second_does_not(
@@ -188,7 +188,7 @@ def test_a_signal_while_something_starts_acts_when_it_has(
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("number", execute.SIGNALS)
+@pytest.mark.parametrize("number", stopping.SIGNALS)
 def test_a_signal_while_kernels_are_compiled_ends_the_command_at_once(
     tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -15,12 +15,12 @@ from test_cli import command
 from test_html import HOSTILE, checked
 from test_sweeps import swept
 
+from cluster.files import OutputError
 from cluster.studies import drawings, pages
 from cluster.studies.compare import Run, compared, grouped
 from cluster.studies.drawings import Series, Trials
 from cluster.studies.pages import EACH, MEAN, OVERCOMMIT, P95
 from cluster.studies.results import summarised
-from cluster.tables import OutputError
 
 
 def results(axes: dict[str, list[Any]], seeds: int = 3, **more: Any) -> dict[str, Any]:

@@ -16,18 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from synthetic_run import EPOCH_MS, Synthetic
 
-from cluster import html, tables
+from cluster import html, parts, tables
+from cluster.files import OutputError, WriteError, write_json, write_table
 from cluster.messages import CAUSES, HOST_ROW, VM_ROW, EpochReport
+from cluster.parts import table_files
 from cluster.rows import EPOCH_ROW, HostFacts, HostList, columns, epoch_rows
-from cluster.tables import (
-    OutputError,
-    RunFolder,
-    WriteError,
-    check_usable,
-    table_files,
-    write_json,
-    write_table,
-)
+from cluster.tables import RunFolder, check_usable
 from hostsim.units import GIB, PAGE_SIZE, HostId
 
 STREAMED = ("hosts", "epochs", "vms_epochs")
@@ -87,7 +81,7 @@ def test_joined_bytes_do_not_depend_on_batches_or_parts(tmp_path: Path, part_row
 
 
 def test_row_groups_are_cut_at_fixed_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "GROUP_ROWS", 50)
+    monkeypatch.setattr(parts, "GROUP_ROWS", 50)
     Synthetic(n_hosts=3, epochs=40).folder(tmp_path).finish({}, {}, {})
     found = pq.ParquetFile(tmp_path / "hosts.parquet").metadata
     assert [found.row_group(i).num_rows for i in range(found.num_row_groups)] == [50, 50, 20]

@@ -41,6 +41,8 @@ LAYERS = [
     "hostsim.snapshot",
     "hostsim.image",
     # Many hosts. What is read, what is said, what is decided, then what runs it.
+    "cluster.files",
+    "cluster.parts",
     "cluster.yaml_input cluster.scenario_text cluster.scenario_paths cluster.page_hashes"
     " cluster.hash_counts cluster.trace cluster.messages"
     " cluster.ray_environment",
@@ -66,8 +68,11 @@ LAYERS = [
     " cluster.policy.entitling",
     "cluster.policy.restarts",
     "cluster.policy.history",
-    "cluster.policy.planner cluster.fleet cluster.reports",
-    "cluster.coordinator",
+    "cluster.policy.planner cluster.host_set cluster.reports cluster.standing",
+    "cluster.fleet",
+    "cluster.checkpoint",
+    "cluster.coordinator cluster.resumption",
+    "cluster.ray_session cluster.stopping cluster.recovery",
     "cluster.actors cluster.progress cluster.why",
     "cluster.execute",
     # The paper's figures and real machines: claims, experiments, and the command that runs them.
@@ -92,6 +97,8 @@ LAYERS = [
     "cluster.studies.tasks cluster.studies.results",
     "cluster.studies.sweep",
     "cluster.studies.capacity",
+    "cluster.command_line",
+    "cluster.run_command cluster.studies.commands",
     "cluster.cli",
 ]
 """From the lowest: a module imports from lower lines only, never from its own."""
@@ -108,8 +115,8 @@ HOSTSIM_ALSO = {
     "hostsim.state": ("numba",),  # gives its type to the compiler
     "hostsim.packing": ("msgpack",),
 }
-RAY_IN = ("cluster.actors", "cluster.studies.tasks")
-"""Hosts in actors; whole runs in tasks."""
+RAY_IN = ("cluster.ray_session", "cluster.actors", "cluster.studies.tasks")
+"""The connection; hosts in actors; whole runs in tasks."""
 
 BANNED_MODULES = (
     *("time", "datetime", "random", "secrets", "uuid"),
@@ -122,7 +129,10 @@ BANNED_ATTRIBUTES = (
 )
 ALLOWED = {
     ("cluster.coordinator", "time"): "timings of the manifest, which no result holds",
-    ("cluster.fleet", "time"): "busy time of an actor, for the manifest",
+    ("cluster.host_set", "time"): "busy time of an actor, for the manifest",
+    ("cluster.tables", "time"): "how long to wait for another process that writes",
+    ("cluster.recovery", "time"): "the pause before a run is begun again",
+    ("cluster.actors", "time"): "how long hosts may take to start",
     ("cluster.progress", "time"): "how often the terminal is written to",
     ("cluster.ray_environment", "secrets"): "the token of a Ray session",
 }

@@ -22,13 +22,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from cluster.files import write_text
 from cluster.reproduction.claims import Observation, judge
 from cluster.reproduction.experiment import Experiment
 from cluster.reproduction.experiments import EXPERIMENTS
 from cluster.reproduction.lab import Lab
 from cluster.reproduction.page import page, simulated
 from cluster.scenario_problems import listed
-from cluster.tables import write_text
 from cluster.yaml_input import InputError, Problem, shown
 from hostsim.host import warm
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from cluster.coordinator import barriers
-from cluster.fleet import HostSet, LocalFleet
+from cluster.fleet import LocalFleet
+from cluster.host_set import HostSet
 from cluster.messages import CAUSES, LEVELS, LevelChange, Rows
 from cluster.policy.decisions import Decision
 from cluster.population import Population, populate

@@ -15,9 +15,10 @@ from statistics import fmean
 from typing import Any
 
 from cluster.errors import StudyError
-from cluster.execute import Stop
+from cluster.files import write_json, write_table, write_text
 from cluster.population import populate
 from cluster.scenario import Scenario
+from cluster.stopping import Stop
 from cluster.studies import binding, jobs, pages, scales, store, watching
 from cluster.studies.figures import REFUSED_BY, numbers
 from cluster.studies.jobs import DONE, Job, Runner
@@ -28,7 +29,6 @@ from cluster.studies.store import Store
 from cluster.studies.sweep import Options, check_reachable, default_out, fits_here, runner
 from cluster.studies.sweep_file import Base, read_base
 from cluster.studies.verdict import Answer, Facts, answer, knees_of, sentence
-from cluster.tables import write_json, write_table, write_text
 from cluster.yaml_input import InputError, Problem
 
 SCHEMA = 1

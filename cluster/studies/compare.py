@@ -15,13 +15,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from cluster import readback, scenario_text, yaml_input
+from cluster.files import OutputError, write_json
 from cluster.scenario import Scenario
 from cluster.scenario_file import tuples
 from cluster.scenario_paths import inside
 from cluster.studies import store
 from cluster.studies.figures import KEY_FIGURES, REFUSED_BY, numbers
 from cluster.studies.statistics import difference, spread
-from cluster.tables import OutputError, check_usable, write_json
+from cluster.tables import check_usable
 from hostsim.units import FILE
 
 SCHEMA = 1

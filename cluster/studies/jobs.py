@@ -13,13 +13,14 @@ from typing import Protocol
 
 from cluster import budget, execute
 from cluster.errors import StoppedError
-from cluster.execute import Stop, available_bytes, how, in_process
+from cluster.execute import available_bytes, how, in_process
+from cluster.files import WriteError
 from cluster.population import populate
 from cluster.scenario_file import Loaded
+from cluster.stopping import Stop
 from cluster.studies.axes import Change
 from cluster.studies.store import Store, simulator
 from cluster.studies.sweep_file import Base
-from cluster.tables import WriteError
 from hostsim.host import warm
 
 DONE, FAILED = "done", "failed"

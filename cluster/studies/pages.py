@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cluster import charts, summary
+from cluster.files import OutputError, write_text
 from cluster.html import render
 from cluster.messages import CAUSES
 from cluster.readback import json_object
@@ -21,7 +22,6 @@ from cluster.studies.compare import verdict
 from cluster.studies.drawings import Series
 from cluster.studies.figures import KEY_FIGURES, changed, is_number, shown
 from cluster.studies.tables import WORDS, short, with_interval
-from cluster.tables import OutputError, write_text
 
 P95, MEAN = "cost.slowdown.p95", "cost.slowdown.mean"
 OVERCOMMIT, EACH = "consolidation.overcommit_configured", "consolidation.vms_per_host_mean"

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from cluster.files import write_json, write_table
 from cluster.studies.figures import REFUSED_BY, numbers
 from cluster.studies.jobs import DONE
 from cluster.studies.statistics import spread
 from cluster.studies.store import Store
 from cluster.studies.sweep_file import SweepPlan
-from cluster.tables import write_json, write_table
 
 NOT_RUN = "not run"
 SCHEMA = 1

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster import __version__, readback
-from cluster.tables import OutputError, WriteError, check_usable, write_json
+from cluster.files import OutputError, WriteError, write_json
+from cluster.tables import check_usable
 from hostsim.jit import CACHE_FOLDER
 
 MARK = "study.json"

@@ -12,12 +12,12 @@ from typing import Any
 
 from cluster import ray_environment
 from cluster.errors import ClusterError, StudyError
-from cluster.execute import Stop
+from cluster.files import write_text
+from cluster.stopping import Stop
 from cluster.studies import jobs, pages, results, store, watching
 from cluster.studies.jobs import DONE, Job, Runner
 from cluster.studies.store import Store
 from cluster.studies.sweep_file import Base, SweepPlan, load_sweep, words
-from cluster.tables import write_text
 from hostsim.host import warm
 from hostsim.jit import is_warm
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import ray
 
-from cluster import actors, budget
-from cluster.errors import ClusterError
-from cluster.execute import LOCAL_PROCESSES, Stop, how, in_process
+from cluster import budget, ray_session
+from cluster.execute import LOCAL_PROCESSES, how, in_process
 from cluster.population import Population, populate
 from cluster.scenario_file import Loaded
+from cluster.stopping import Stop
 from cluster.studies.jobs import DONE, Job, Result, Runner, failed
 from cluster.studies.store import Store, files_of, simulator, write_files
 from cluster.studies.sweep_file import Base
@@ -46,7 +46,7 @@ def session(address: str | None, base: Base, store: Store, stop: Stop) -> Iterat
     Kernels are compiled already, and what `ray_environment.prepare` sets is set. Raises
     ClusterError.
     """
-    with actors.session(address, stop.waiting()) as facts:
+    with ray_session.session(address, stop.waiting()) as facts:
         stop.begin()
         memory = max(int(node["Resources"].get("memory", 0)) for node in _api.nodes())
         yield _Tasks(base, store, stop, facts, memory, ray.remote(simulate))
@@ -103,11 +103,5 @@ class _Tasks:
         return self.remote.options(**options).remote(light, population, how(False, facts))
 
     def _take(self, job: Job, call: Any) -> None:
-        try:
-            files = ray.get(call)
-        except ray.exceptions.RayError as error:
-            cause = actors.cause_of(error)
-            if isinstance(cause, ray.exceptions.RayError):
-                raise ClusterError(f"the process of the run was lost: {cause}") from None
-            raise cause from None
+        files = ray_session.got(call)
         self.store.add(job.folder, job.digest, lambda out: write_files(out, files))

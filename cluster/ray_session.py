@@ -1,0 +1,93 @@
+"""A connection to Ray: a cluster of our own, or one that exists; and what Ray's errors mean."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from cluster.errors import LostError, NoClusterError
+from hostsim.jit import CACHE_VARIABLE
+
+_api: Any = ray  # for what carries no types
+
+
+def cpus() -> int:
+    return int(_api.cluster_resources().get("CPU", 1))
+
+
+def cause_of(error: Exception) -> Exception:
+    """What went wrong in the process where it did; LostError where that is no more."""
+    while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, Exception):
+        error = error.cause
+    if isinstance(error, ray.exceptions.RayError):
+        said = " ".join(str(error).split())
+        return LostError(f"a process of the run was lost: {type(error).__name__}: {said[:300]}")
+    return error
+
+
+def got(calls: Any) -> Any:
+    """What calls return. Raises what they raised, or LostError."""
+    try:
+        return ray.get(calls)
+    except ray.exceptions.RayError as error:
+        raise cause_of(error) from None
+
+
+def _start_less() -> None:
+    """Have a session of our own start without what only shows a cluster to people.
+
+    Ray has no options for it: the autoscaler, which would add nodes; the collector of logs, which
+    we do not show; and a dashboard's process although we want none, for which Ray waits. They took
+    a third of its start. A version of Ray that heeds none of this starts them, and a test says so.
+    """
+    internals = _api._private
+    given = internals.parameter.RayParams
+
+    def parameters(*values: Any, **named: Any) -> Any:
+        found = given(*values, **named)
+        found.no_monitor, found.include_log_monitor = True, False
+        return found
+
+    internals.parameter.RayParams = parameters
+    internals.services.start_api_server = lambda *values, **named: ("", None)
+    # What it would import to see whether its agent could serve web pages takes as long as Ray.
+    internals.utils.get_dashboard_dependency_error = lambda: ImportError("not wanted")
+
+
+@contextlib.contextmanager
+def session(
+    address: str | None, starting: contextlib.AbstractContextManager[None]
+) -> Iterator[dict[str, Any]]:
+    """A connection to Ray: a cluster of our own on this machine, or the one at `address`.
+
+    Our own listens on the loopback device only, and asks for the token that
+    `ray_environment.prepare` made before Ray was imported. Ray starts inside `starting`. Yields
+    facts of the cluster. Raises NoClusterError.
+    """
+    internals = _api._private
+    # Or Ray makes an exit of SIGTERM while it starts, and what it had started stays for a minute.
+    internals.utils.set_sigterm_handler = lambda handler: None
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        options |= {"address": "local", "include_dashboard": False}
+        options |= {"_node_ip_address": "127.0.0.1"}
+        _start_less()
+    else:
+        options |= {"address": address}
+    cache = os.environ.get(CACHE_VARIABLE)
+    if cache is not None:
+        options["runtime_env"] = {"env_vars": {CACHE_VARIABLE: cache}}
+    try:
+        try:
+            with starting:
+                ray.init(**options)
+        except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+            where = "on this machine" if address is None else f"at {address}"
+            raise NoClusterError(f"no Ray cluster {where}: {error}") from error
+        yield {"ray": ray.__version__, "nodes": len(_api.nodes()), "cpus": cpus()}
+    finally:
+        ray.shutdown()
