@@ -58,6 +58,8 @@ class Progress:
     """How long ago the last checkpoint was, None where there is none yet."""
     restarts: int = 0
     """How often the run has gone on from a checkpoint because a process was lost."""
+    warning: str | None = None
+    """What is wrong, although the run goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +179,11 @@ class Coordinator:
     def run(self) -> Outcome:
         """Run to the end, or until `should_stop`; the folder is closed whatever happens."""
         try:
-            stopped = self._epochs()
-            if self._keeper is not None:
-                self._keeper.wait()
+            try:
+                stopped = self._epochs()
+            finally:
+                if self._keeper is not None:  # no other run may find it still writing
+                    self._keeper.wait()
             outcome = self._conclude(stopped)
         except LostError:
             self._folder.leave()
@@ -292,6 +296,7 @@ class Coordinator:
                 vms=int((now.host_of != state.NOWHERE).sum()),
                 begun=self._begun,
                 checkpoint_age_s=self._checkpoint_age_s(),
+                warning=None if self._keeper is None else self._keeper.failed,
                 restarts=self.keep.restarts,
             )
         )

@@ -55,8 +55,12 @@ class _Lines:
     def __init__(self, scenario: Scenario) -> None:
         self._epoch_ms = scenario.epoch
         self._next_s = 0.0
+        self._warned: str | None = None
 
     def __call__(self, now: coordinator.Progress) -> None:
+        if now.warning not in (None, self._warned):
+            self.note(f"warning: {now.warning}")
+        self._warned = now.warning
         if time.monotonic() >= self._next_s or now.epoch == now.epochs:
             self._next_s = time.monotonic() + LINE_S
             print(f"esxsim: {describe(now, self._epoch_ms)}", file=sys.stderr, flush=True)
@@ -76,6 +80,8 @@ class _Bar:
 
     def __call__(self, now: coordinator.Progress) -> None:
         line = describe(now, self._epoch_ms)
+        if now.warning is not None:
+            line += f"\nwarning: {now.warning}"
         self._bar.update(self._task, completed=now.epoch, line=line)
 
     def note(self, text: str) -> None:

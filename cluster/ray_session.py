@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +26,10 @@ def cause_of(error: Exception) -> Exception:
         error = error.cause
     if isinstance(error, ray.exceptions.RayError):
         said = " ".join(str(error).split())
-        return LostError(f"a process of the run was lost: {type(error).__name__}: {said[:300]}")
+        # Of an actor that died, which one and where; the rest is for who debugs Ray.
+        who = re.search(r"class_name: (\w+).* ip: ([0-9a-f.:]+)", said)
+        what = f"{who[1]} on {who[2]} died" if who else f"{type(error).__name__}: {said[:200]}"
+        return LostError(f"a process of the run was lost: {what}")
     return error
 
 
@@ -71,6 +75,8 @@ def session(
     internals = _api._private
     # Or Ray makes an exit of SIGTERM while it starts, and what it had started stays for a minute.
     internals.utils.set_sigterm_handler = lambda handler: None
+    # It prints to stdout, which is the report's; that a process was lost is ours to say.
+    internals.worker.listen_error_messages = lambda worker, stopped: None
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         options |= {"address": "local", "include_dashboard": False}

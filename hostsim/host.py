@@ -154,6 +154,8 @@ class Host:
         row, spec = self.state.vms[self.row_of(vm)], self.specs[vm]
         given = {"reservation": reservation, "limit": limit, "shares": shares}
         changed = {name: value for name, value in given.items() if value is not None}
+        if spec.config.guest_swap is None:  # the guest keeps the swap space that it booted with
+            changed["guest_swap"] = spec.config.memory - spec.config.reservation
         config = VmConfig.model_validate(spec.config.model_dump() | changed)
         spec = replace(spec, config=config)
         reason = self.why_refused(spec)

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from scenario_files import changed, write
 
-from cluster.coordinator import Coordinator, Outcome, Progress
-from cluster.fleet import Finish, Fleet, LocalFleet, merge
+from cluster import resumption
+from cluster.coordinator import Coordinator, Keep, Outcome, Progress
+from cluster.fleet import Finish, Fleet, LocalFleet, Saved, merge
 from cluster.host_set import HostSet, census_epochs, sketching
 from cluster.messages import EpochReport, MoveOut, Order
 from cluster.policy import agenda, planner
@@ -291,6 +292,11 @@ class PackedFleet:
         """Start, and finish."""
         return self.start(orders, first_epoch, n_epochs)()
 
+    def save(self) -> Saved:
+        """See Fleet."""
+        saved = [hosts.save() for hosts in self._sets.values()]
+        return lambda: iter(saved)
+
     def digests(self) -> dict[HostId, str]:
         """See Fleet."""
         return {
@@ -343,16 +349,24 @@ def simulate(
     watch: Callable[[Progress], None] = lambda now: None,
     should_stop: Callable[[], bool] = lambda: False,
     check: bool = False,
+    resumes: bool = False,
+    every_s: float = 0.0,
 ) -> Outcome:
-    """A whole run in this process, into the folder `out`."""
+    """A whole run in this process, into the folder `out`. resumes: from its last checkpoint."""
     population = populate(loaded)
     hosts: Fleet = (
         LocalFleet(host_set(loaded, population.hosts, check))
         if fleet is None
         else fleet(loaded, population)
     )
-    how = {"fleet": "test"}
-    return Coordinator(loaded, population, hosts, out, how, watch, should_stop).run()
+    how, keep = {"fleet": "test"}, Keep(every_s=every_s)
+    if resumes:
+        found = resumption.find(out, loaded, population)
+        keep = Keep(found.standing, every_s)
+        sets = list(hosts._sets.values()) if isinstance(hosts, PackedFleet) else [hosts._hosts]
+        for one in sets:
+            one.restore(found.checkpoint.hosts(one.ids()), found.standing.off())
+    return Coordinator(loaded, population, hosts, out, how, watch, should_stop, keep).run()
 
 
 def json_lines(folder: Path) -> list[dict[str, Any]]:

@@ -196,6 +196,21 @@ def test_the_guest_goes_on_as_it_would_have_at_the_source() -> None:
     assert row_of(target, 1).touches == row_of(stays, 1).touches > 1000
 
 
+@pytest.mark.parametrize("reservation", [0, MIB // 2])
+def test_a_vm_whose_reservation_was_set_is_saved_and_moves(reservation: int) -> None:
+    """The guest's own swap space, by default what was not reserved at boot, stays as it was."""
+    source = crowded_host(vms=())
+    power_on(source, make_spec(1, 2 * MIB, reservation=MIB))
+    grown(source, 3)
+    source.set_vm(VmId(1), reservation=reservation)
+    assert row_of(source, 1)["guest_swap"] == MIB // 4096
+    assert snapshot.digest(snapshot.load(snapshot.save(source))) == snapshot.digest(source)
+    target = target_host()
+    import_vm(target, export_vm(source, VmId(1)))
+    assert row_of(target, 1)["guest_swap"] == MIB // 4096
+    assert row_of(target, 1)["reservation"] == reservation // 4096
+
+
 # Refusals
 
 
