@@ -28,7 +28,7 @@ from cluster.fleet import Finish, Saved, merge
 from cluster.host_set import HostSet, Images, Sketching, Snapshots
 from cluster.messages import EpochReport, MoveIn, MoveOut, Order
 from cluster.population import HostSpec, Population
-from cluster.ray_session import cause_of, cpus, got
+from cluster.ray_session import cause_of, cpus, got, nodes_with_cpus
 from cluster.scenario_file import Loaded
 from hostsim.host import warm
 from hostsim.units import HostId
@@ -202,17 +202,37 @@ def pack(n_hosts: int, cpus: int, asked: int | None) -> int:
     return -(-n_hosts // max(cpus, 1))
 
 
+def spread(cpus: Sequence[float], n: int) -> list[int]:
+    """Which node each of `n` actors goes to, so that each node's CPUs have as many to do.
+
+    Ray's own strategy goes by what actors ask for, which is nothing. Ties: the earlier node.
+    """
+    taken = [0] * len(cpus)
+    found = []
+    for _ in range(n):
+        at = min(range(len(cpus)), key=lambda node: (taken[node] + 1) / cpus[node])
+        taken[at] += 1
+        found.append(at)
+    return found
+
+
 def _start(
     setup: HostSetup, hosts_per_actor: int, from_: Checkpoint | None
 ) -> tuple[list[Any], Any]:
     """Actors of the hosts, and the coordinator's, all of them starting at the same time."""
-    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}
     # Actors outnumber CPUs and idle at the barrier, so they ask for none.
-    remote = ray.remote(HostActor).options(scheduling_strategy="SPREAD", **options)
+    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}
+    sets = [
+        setup.hosts[first : first + hosts_per_actor]
+        for first in range(0, len(setup.hosts), hosts_per_actor)
+    ]
+    nodes = nodes_with_cpus()
     hosts = []
-    for first in range(0, len(setup.hosts), hosts_per_actor):
-        mine = setup.hosts[first : first + hosts_per_actor]
+    for mine, at in zip(sets, spread(list(nodes.values()), len(sets)), strict=True):
+        # Hard: soft ones all end on one node, and where this one is gone, the run begins again.
+        there = NodeAffinitySchedulingStrategy(list(nodes)[at], soft=False)
         snapshots = None if from_ is None else from_.hosts(spec.host for spec in mine)
+        remote = ray.remote(HostActor).options(scheduling_strategy=there, **options)
         hosts.append(remote.remote(replace(setup, hosts=mine), snapshots))
     ids = [spec.host for spec in setup.hosts]
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -28,7 +28,7 @@ from cluster import (
 )
 from cluster.checkpoint import CheckpointError
 from cluster.coordinator import Coordinator, Keep, Outcome, Watch
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, NoClusterError
 from cluster.fleet import LocalFleet
 from cluster.host_set import HostSet, census_epochs, sketching
 from cluster.population import Population, populate
@@ -129,10 +129,15 @@ def _check_beforehand(options: Options, loaded: Loaded, population: Population, 
         hosts = len(population.hosts)
         processes = RAY_PROCESSES + -(-hosts // (options.hosts_per_actor or hosts))
     _check_memory(options, loaded, population, processes)
+    _check_reachable(options)
+
+
+def _check_reachable(options: Options) -> None:
+    """Raises NoClusterError at once, where Ray would try for minutes."""
     if options.address not in (None, "local"):
         why = ray_environment.why_unreachable(options.address)
         if why is not None:
-            raise ClusterError(f"no Ray cluster at {options.address}: {why}")
+            raise NoClusterError(f"no Ray cluster at {options.address}: {why}")
 
 
 def default_out(loaded: Loaded) -> Path:
@@ -214,6 +219,7 @@ def _attempt(job: Job, watch: progress.Watch, start: Resumption | None, restarts
     from cluster import actors, ray_session  # takes a second to import, and --local does without
 
     options, scenario = job.options, job.loaded.scenario
+    _check_reachable(options)
     address = None if options.address == "local" else options.address
     with ray_session.session(address, job.stop.waiting()) as facts:
         packed = actors.pack(len(job.population.hosts), facts["cpus"], options.hosts_per_actor)

@@ -20,6 +20,20 @@ def cpus() -> int:
     return int(_api.cluster_resources().get("CPU", 1))
 
 
+def nodes_with_cpus() -> dict[str, float]:
+    """CPUs of the nodes that are alive and have some, by id; of all where none has any.
+
+    A head that has been given none is for the coordinator alone.
+    """
+    nodes = {
+        str(node["NodeID"]): float(node["Resources"].get("CPU", 0))
+        for node in _api.nodes()
+        if node["Alive"]
+    }
+    some = {node: n for node, n in nodes.items() if n > 0}
+    return some or dict.fromkeys(nodes, 1.0)
+
+
 def cause_of(error: Exception) -> Exception:
     """What went wrong in the process where it did; LostError where that is no more."""
     while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, Exception):
@@ -94,6 +108,10 @@ def session(
         except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
             where = "on this machine" if address is None else f"at {address}"
             raise NoClusterError(f"no Ray cluster {where}: {error}") from error
-        yield {"ray": ray.__version__, "nodes": len(_api.nodes()), "cpus": cpus()}
+        yield {
+            "ray": ray.__version__,
+            "nodes": sum(node["Alive"] for node in _api.nodes()),
+            "cpus": cpus(),
+        }
     finally:
         ray.shutdown()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -16,11 +15,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from cluster_builders import PRESSED, json_lines, manifest_of, pressed, restless, simulate
+from processes import TOO_LONG_S, assert_gone, listening, named, processes_below
 from scenario_files import write
 from typer.testing import CliRunner
 
@@ -32,74 +31,14 @@ from cluster.host_set import census_epochs
 from cluster.population import populate
 from cluster.scenario_file import Loaded
 
-PROC = Path("/proc")
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.skipif(
-        not (PROC / "net/tcp").exists(), reason="looks at processes in Linux's /proc"
+        not Path("/proc/net/tcp").exists(), reason="looks at processes in Linux's /proc"
     ),
 ]
 EQUAL = ("report.json", "events.jsonl", "hosts.parquet", "vms.parquet", "epochs.parquet")
 LONG = "3650 d"
-TOO_LONG_S = 60
-"""For something that hangs."""
-
-
-# Processes
-
-
-def processes_below(parent: int) -> dict[int, str]:
-    """A process and all that it started, by id, with their command lines."""
-    parents: dict[int, int] = {}
-    for folder in PROC.iterdir():
-        if folder.name.isdigit():
-            with contextlib.suppress(OSError):
-                after_name = (folder / "stat").read_text().rpartition(")")[2].split()
-                parents[int(folder.name)] = int(after_name[1])
-    found = {parent}
-    while more := {pid for pid, above in parents.items() if above in found} - found:
-        found |= more
-    names: dict[int, str] = {}
-    for pid in sorted(found):
-        with contextlib.suppress(OSError):
-            command = (PROC / str(pid) / "cmdline").read_bytes()
-            names[pid] = command.replace(b"\0", b" ").decode("utf-8", "replace").strip()
-    return names
-
-
-def named(word: str, parent: int | None = None) -> list[int]:
-    """Ids of our processes, or those below another one, whose command has this word."""
-    below = processes_below(os.getpid() if parent is None else parent)
-    return [pid for pid, command in below.items() if word in command]
-
-
-def assert_gone(pids: Any) -> None:
-    """Each of these processes has ended, or does so within a minute."""
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            handle = os.pidfd_open(pid)
-            watched = select.poll()
-            watched.register(handle, select.POLLIN)
-            ended = watched.poll(TOO_LONG_S * 1000)
-            os.close(handle)
-            assert ended, f"process {pid} is still there"
-
-
-def listening(pids: Any) -> set[str]:
-    """Hexadecimal addresses at which these processes take connections."""
-    inodes = set()
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            for link in (PROC / str(pid) / "fd").iterdir():
-                with contextlib.suppress(OSError):
-                    inodes.add(os.readlink(link).removeprefix("socket:[").removesuffix("]"))
-    found = set()
-    for table in ("tcp", "tcp6"):
-        for line in (PROC / "net" / table).read_text().splitlines()[1:]:
-            cells = line.split()
-            if cells[3] == "0A" and cells[9] in inodes:
-                found.add(cells[1].split(":")[0])
-    return found
 
 
 # Runs
@@ -196,7 +135,8 @@ def test_a_process_that_dies_leaves_the_folder_as_it_was(
             os.kill(max(named(f"ray::{who}")), signal.SIGKILL)
 
     loaded = pressed(tmp_path, duration=LONG)
-    with pytest.raises(LostError, match="a process of the run was lost: ActorDied") as caught:
+    said = r"a process of the run was lost: \w+Actor on 127.0.0.1 died"
+    with pytest.raises(LostError, match=said) as caught:
         on_ray(actors, loaded, tmp_path / "out", 1, shoot)
     assert exit_code(caught.value) == 1
     manifest = manifest_of(tmp_path / "out")
@@ -221,6 +161,14 @@ def test_packing_follows_what_was_asked_or_the_cpus(actors: ModuleType) -> None:
     assert [actors.pack(n, 4, None) for n in (1, 8, 9, 100, 101)] == [1, 1, 3, 25, 26]
     assert actors.pack(100, 4, 7) == 7
     assert actors.pack(100, 0, None) == 100
+
+
+def test_actors_go_where_cpus_are(actors: ModuleType) -> None:
+    assert actors.spread([1, 1, 1], 6) == [0, 1, 2, 0, 1, 2]
+    assert actors.spread([2, 1], 6) == [0, 0, 1, 0, 0, 1]
+    assert actors.spread([8], 3) == [0, 0, 0]
+    counts = [actors.spread([4, 16, 12], 320).count(node) for node in range(3)]
+    assert counts == [40, 160, 120]
 
 
 # The command
