@@ -6,6 +6,7 @@ is read is checked piece by piece; whatever is wrong with it is one PackingError
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
@@ -137,8 +138,8 @@ def unpack_spec(packed: Mapping[str, Any]) -> VmSpec:
     return VmSpec(
         vm=VmId(whole(packed["vm"])),
         name=_as(str, packed["name"]),
-        config=VmConfig.model_validate(packed["config"]),
-        image=GuestImage.model_validate(packed["image"]),
+        config=_config(msgpack.packb(packed["config"])),
+        image=_image(msgpack.packb(packed["image"])),
         image_range=whole(packed["image_range"]),
         application_range=whole(packed["application_range"]),
         program=program,
@@ -147,6 +148,17 @@ def unpack_spec(packed: Mapping[str, Any]) -> VmSpec:
         offset_ms=whole(packed["offset_ms"]),
         replay=None if packed["replay"] is None else _unpack_replay(packed["replay"]),
     )
+
+
+@functools.lru_cache(1024)
+def _config(packed: bytes) -> VmConfig:
+    """VMs that are alike have one, once read as well as before."""
+    return VmConfig.model_validate(msgpack.unpackb(packed))
+
+
+@functools.lru_cache(1024)
+def _image(packed: bytes) -> GuestImage:
+    return GuestImage.model_validate(msgpack.unpackb(packed))
 
 
 def _unpack_replay(packed: Mapping[str, Any]) -> Replay:
