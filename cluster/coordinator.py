@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster import reports, tables
+from cluster import live, reports, tables
 from cluster.aggregate import Aggregator
 from cluster.fleet import Fleet
 from cluster.messages import LEVELS, EpochReport
@@ -34,6 +34,11 @@ from hostsim.units import PAGE_SIZE
 EPOCHS_PER_BARRIER = 100
 VM_ROWS_PER_BARRIER = 1 << 18
 """At most; rows take 54 MB. A host whose arrays are in the cache runs on as long as it may."""
+MEMORY = (
+    *("configured", "consumed", "active", "shared_saved", "ballooned", "swapped", "free"),
+    *("compressed", "untouched", "overhead"),
+)
+"""What a watcher is told of memory."""
 BARRIER_S = 1.0
 """How long a barrier should take at most, so that progress shows, and a stop is heeded, soon."""
 
@@ -51,6 +56,10 @@ class Progress:
     levels: dict[str, int] = field(default_factory=dict)
     """Hosts by the worst reclamation state that they were in during the last epoch."""
     vms: int = 0
+    checkpoint_age_s: float | None = None
+    restarts: int = 0
+    view: live.View | None = None
+    """What `esxsim top` and metrics show beside: made once a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +142,9 @@ class Coordinator:
         )
         sample = scenario.fidelity.sample
         self._seen = Aggregator(hosts, vms, epoch_ms=scenario.epoch, sample=sample)
+        run = live.run_id(scenario.name, scenario.seed, self.loaded.digest)
+        extent = live.Extent(run, scenario.tick, scenario.epoch, scenario.duration)
+        self._live = live.Live(extent, hosts, vms, self.out)
 
     def run(self) -> Outcome:
         """Run to the end, or until `should_stop`; the folder is closed whatever happens."""
@@ -176,6 +188,7 @@ class Coordinator:
                 facts["reason"] = one.reason
             self._folder.event(one.at_ms, one.kind, **facts)
             self._history.add(one)
+            self._live.decided(one.kind)
 
     def _conclude(self, stopped: bool) -> Outcome:
         """Build the report and close the folder."""
@@ -194,6 +207,7 @@ class Coordinator:
         else:
             report["digest"] = reports.digest(report, self.fleet.digests())
             self._folder.finish(report, vm_table, self._manifest())
+        self._live.end()
         return Outcome(report, stopped)
 
     def _manifest(self) -> dict[str, Any]:
@@ -213,21 +227,22 @@ class Coordinator:
         """Tell the watcher how far the run is."""
         self._busy_s += report.busy_s
         scenario = self.loaded.scenario
-        rows = report.hosts[report.hosts["epoch"] == epoch - 1]
-        was_in = np.column_stack([rows[f"{level}_ms"] > 0 for level in reversed(LEVELS)])
-        mildness = np.bincount(was_in.argmax(axis=1), minlength=len(LEVELS))
-        names = ("configured", "consumed", "active", "shared_saved", "ballooned", "swapped", "free")
-        self.watch(
-            Progress(
-                epoch=epoch,
-                epochs=last,
-                host_ticks=epoch * scenario.epoch // scenario.tick * len(self.population.hosts),
-                wall_s=self._looping_s,
-                memory_bytes={name: int(rows[f"{name}_pages"].sum()) * PAGE_SIZE for name in names},
-                levels=dict(zip(LEVELS, mildness[::-1].tolist(), strict=True)),
-                vms=int((now.host_of != state.NOWHERE).sum()),
-            )
+        rows = report.hosts[(report.hosts["epoch"] == epoch - 1) & (report.hosts["on"] > 0)]
+        levels = np.bincount(live.worst_levels(rows), minlength=len(LEVELS))
+        waiting, flying = len(now.queue), len(now.flights)
+        view = self._live.look(report, epoch, queue=waiting, migrations=flying, last=epoch == last)
+        progress = Progress(
+            epoch=epoch,
+            epochs=last,
+            host_ticks=epoch * scenario.epoch // scenario.tick * len(self.population.hosts),
+            wall_s=self._looping_s,
+            memory_bytes={name: int(rows[f"{name}_pages"].sum()) * PAGE_SIZE for name in MEMORY},
+            levels=dict(zip(LEVELS, levels.tolist(), strict=True)),
+            vms=int((now.host_of != state.NOWHERE).sum()),
+            view=view,
         )
+        self.watch(progress)
+        self._live.write(progress)
 
 
 def _most(before: int, n_epochs: int, took_s: float, n_rows: int) -> int:

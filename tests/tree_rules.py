@@ -47,7 +47,7 @@ LAYERS = [
     "cluster.scenario_policies",
     "cluster.scenario cluster.scenario_problems cluster.trace_store cluster.rows cluster.summary",
     "cluster.trace_readers cluster.trace_vms cluster.aggregate cluster.tables",
-    "cluster.trace_bitbrains cluster.report_shape cluster.sampling_error",
+    "cluster.trace_bitbrains cluster.report_shape cluster.sampling_error cluster.live",
     "cluster.traces cluster.readback",
     "cluster.charts",
     "cluster.assumptions cluster.scenario_checks cluster.html cluster.errors",
@@ -123,6 +123,7 @@ BANNED_ATTRIBUTES = (
 ALLOWED = {
     ("cluster.coordinator", "time"): "timings of the manifest, which no result holds",
     ("cluster.fleet", "time"): "busy time of an actor, for the manifest",
+    ("cluster.live", "time"): "how fast a run is, and how often people are told",
     ("cluster.progress", "time"): "how often the terminal is written to",
     ("cluster.ray_environment", "secrets"): "the token of a Ray session",
 }
