@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster import attach, live, metrics
 from cluster.coordinator import Coordinator, Outcome, Progress, Watch
 from cluster.errors import ClusterError
 from cluster.fleet import Finish, HostSet, Images, Sketching, merge
@@ -150,6 +151,7 @@ class CoordinatorActor:
         self, loaded: Loaded, population: Population, out: Path, how: dict[str, Any]
     ) -> Outcome:
         """Run the epoch loop to its end."""
+        self._exporter = metrics.Exporter()
         return Coordinator(
             loaded, population, self._fleet, out, how, self._watch, self._stop.is_set
         ).run()
@@ -164,6 +166,7 @@ class CoordinatorActor:
 
     def _watch(self, progress: Progress) -> None:
         self._progress = progress
+        self._exporter.show(progress)
 
 
 def pack(n_hosts: int, cpus: int, asked: int | None) -> int:
@@ -242,7 +245,7 @@ def session(
         ray.shutdown()
 
 
-def _start(setup: HostSetup, hosts_per_actor: int) -> tuple[list[Any], Any]:
+def _start(setup: HostSetup, hosts_per_actor: int, run: str) -> tuple[list[Any], Any]:
     """Actors of the hosts, and the coordinator's, all of them starting at the same time."""
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}
     # Actors outnumber CPUs and idle at the barrier, so they ask for none.
@@ -255,7 +258,7 @@ def _start(setup: HostSetup, hosts_per_actor: int) -> tuple[list[Any], Any]:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options |= {"scheduling_strategy": here, "max_concurrency": 4}
     fleet = RayFleet(hosts, ids, hosts_per_actor, _cpus())
-    return hosts, ray.remote(CoordinatorActor).options(**options).remote(fleet)
+    return hosts, attach.start(ray.remote(CoordinatorActor), run, options, fleet)
 
 
 def run(
@@ -275,7 +278,7 @@ def run(
     `begin` is told once the hosts are there, before anything is written; `meanwhile` is done while
     they run.
     """
-    hosts, coordinator = _start(setup, hosts_per_actor)
+    hosts, coordinator = _start(setup, hosts_per_actor, live.run_id(loaded))
     shown: Progress | None = None
     asked_to_stop = False
     try:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
+
+from cluster import log as lines
+from cluster.ending import fail as _fail
+from cluster.ending import guarded as _guarded
 
 app = typer.Typer(
     add_completion=False,
@@ -50,11 +53,16 @@ def run(
         bool, typer.Option("--json", help="Print report.json instead of a summary.")
     ] = False,
     data: DataRoot = DATA_ROOT,
+    log: Annotated[
+        str | None, typer.Option(help="What is said on stderr: text, or json lines.")
+    ] = None,
 ) -> None:
     """Run a scenario and write its report; with `sweep`, many runs and what they say together."""
     from cluster import execute
     from cluster.studies import sweep_file
 
+    if log is not None:
+        _speak(log)
     if sweep_file.has_sweep(scenario):
         if check or hosts_per_actor != "auto":
             _fail("--check and --hosts-per-actor are not for a sweep: a run is one process", 2)
@@ -311,22 +319,16 @@ def _shown(text: str) -> str:
     return shown(text)
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"esxsim: {message}", err=True)
-    raise typer.Exit(code)
-
-
-def _guarded(work: Callable[[], Any]) -> Any:
-    """Do the work; known errors become a message and an exit code."""
-    from cluster.errors import exit_code
-
+def _speak(form: str | None = None) -> None:
     try:
-        return work()
-    except Exception as error:
-        code = exit_code(error)
-        if code is None:
-            raise
-        _fail(str(error), code)
+        lines.use(form)
+    except ValueError as error:
+        _fail(str(error), 2)
+
+
+@app.callback()
+def _begin() -> None:
+    _speak()
 
 
 def main() -> None:

@@ -57,7 +57,9 @@ class Progress:
     """Hosts by the worst reclamation state that they were in during the last epoch."""
     vms: int = 0
     checkpoint_age_s: float | None = None
+    """Wall time since the last checkpoint; None where there is none."""
     restarts: int = 0
+    """How often processes of the run were lost and started again."""
     view: live.View | None = None
     """What `esxsim top` and metrics show beside: made once a second."""
 
@@ -142,9 +144,7 @@ class Coordinator:
         )
         sample = scenario.fidelity.sample
         self._seen = Aggregator(hosts, vms, epoch_ms=scenario.epoch, sample=sample)
-        run = live.run_id(scenario.name, scenario.seed, self.loaded.digest)
-        extent = live.Extent(run, scenario.tick, scenario.epoch, scenario.duration)
-        self._live = live.Live(extent, hosts, vms, self.out)
+        self._live = live.Live(self.loaded, hosts, vms, self.out)
 
     def run(self) -> Outcome:
         """Run to the end, or until `should_stop`; the folder is closed whatever happens."""

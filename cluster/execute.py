@@ -9,7 +9,6 @@ import os
 import platform
 import re
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,10 +18,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cluster import budget, charts, html, progress, ray_environment, tables
+from cluster import budget, charts, html, log, progress, ray_environment, tables
 from cluster.coordinator import Coordinator, Outcome, Watch
 from cluster.errors import ClusterError, StoppedError
 from cluster.fleet import HostSet, LocalFleet, census_epochs, sketching
+from cluster.live import run_id
+from cluster.log import LOG
 from cluster.population import Population, populate
 from cluster.scenario_file import Loaded, load
 from hostsim.host import warm
@@ -120,11 +121,11 @@ class Stop:
         pass
 
     def _say(self) -> None:
-        print("esxsim: stopping at the end of this barrier", file=sys.stderr)
+        LOG.info("stopping at the end of this barrier")
 
     def _leave(self) -> None:
         shown = "\x1b[?25h\n" if os.isatty(2) else ""  # the bar had hidden the cursor
-        os.write(2, f"{shown}esxsim: {self._not_begun}\n".encode())
+        os.write(2, f"{shown}{log.line(self._not_begun)}\n".encode())
         os._exit(1)
 
 
@@ -136,8 +137,9 @@ def run(options: Options) -> tuple[Outcome, Path]:
     stop = Stop()
     with stop.listening():
         loaded = load(options.scenario, data_root=options.data_root, seed=options.seed)
+        log.about(run=run_id(loaded))
         for warning in loaded.warnings:
-            print(f"esxsim: warning: {warning}", file=sys.stderr)
+            LOG.warning("%s", warning)
         population = populate(loaded)
         out = options.out or default_out(loaded)
         _check_beforehand(options, loaded, population, out)

@@ -25,6 +25,7 @@ import numpy as np
 from cluster.aggregate import slowdowns
 from cluster.messages import CAUSES, HOST_ROW, LEVELS, EpochReport, Rows
 from cluster.rows import HostFacts, VmFacts, matrix
+from cluster.scenario_file import Loaded
 from cluster.tables import WriteError, write_text
 from hostsim.units import PAGE_SIZE
 
@@ -98,20 +99,10 @@ class View:
     """The VMs that lost most of the last epoch; none that lost nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """How long a run is. Milliseconds of simulated time."""
-
-    run: str
-    tick_ms: int
-    epoch_ms: int
-    duration_ms: int
-
-
-def run_id(name: str, seed: int, digest: str) -> str:
-    """What a run is called in logs, metrics and lists. digest: of its scenario, hexadecimal."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
-    return f"{plain}-{seed}-{digest[:8]}"
+def run_id(loaded: Loaded) -> str:
+    """What a run is called in logs, metrics and lists: NAME-SEED-DIGEST, of its scenario."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", loaded.scenario.name).strip("-.") or "run"
+    return f"{plain}-{loaded.scenario.seed}-{loaded.digest[:8]}"
 
 
 def worst_levels(rows: Rows) -> Rows:
@@ -133,9 +124,9 @@ class Live:
     """`look` after every barrier, `write` what came of it, `end` when the run has."""
 
     def __init__(
-        self, extent: Extent, hosts: Sequence[HostFacts], vms: Sequence[VmFacts], out: Path
+        self, loaded: Loaded, hosts: Sequence[HostFacts], vms: Sequence[VmFacts], out: Path
     ) -> None:
-        self._extent = extent
+        self._run, self._scenario = run_id(loaded), loaded.scenario
         self._hosts, self._vms = hosts, vms
         self._memory = np.array([host.memory_bytes for host in hosts], np.int64)
         self._path = out / FILE
@@ -180,19 +171,19 @@ class Live:
             self._path.unlink(missing_ok=True)
 
     def _made(self, report: EpochReport, epoch: int, queue: int, migrations: int) -> View:
-        extent = self._extent
-        last = extent.duration_ms // extent.epoch_ms
+        scenario = self._scenario
+        last = scenario.duration // scenario.epoch
         (since_s, before), (now_s, epochs) = self._marks[0], self._marks[-1]
         per_s = (epochs - before) / max(now_s - since_s, 1e-9)
-        ticks = extent.epoch_ms // extent.tick_ms * len(self._hosts)
+        ticks = scenario.epoch // scenario.tick * len(self._hosts)
         hosts = _of_epoch(report.hosts, epoch - 1)
         on = hosts[hosts["on"] > 0]
         return View(
-            run=extent.run,
-            simulated_s=epoch * extent.epoch_ms / 1e3,
-            duration_s=extent.duration_ms / 1e3,
+            run=self._run,
+            simulated_s=epoch * scenario.epoch / 1e3,
+            duration_s=scenario.duration / 1e3,
             host_ticks_per_s=per_s * ticks,
-            simulated_s_per_s=per_s * extent.epoch_ms / 1e3,
+            simulated_s_per_s=per_s * scenario.epoch / 1e3,
             left_s=(last - epoch) / per_s if per_s > 0 else None,
             hosts=len(self._hosts),
             hosts_on=len(on),
@@ -202,7 +193,7 @@ class Live:
             counts={
                 "epochs": self._epochs,
                 "host_ticks": self._epochs * ticks,
-                "simulated_ms": self._epochs * extent.epoch_ms,
+                "simulated_ms": self._epochs * scenario.epoch,
                 **self._migrated,
                 **{name: int(self._sums[at]) for name, at in _AT.items()},
             },

@@ -43,15 +43,15 @@ LAYERS = [
     # Many hosts. What is read, what is said, what is decided, then what runs it.
     "cluster.yaml_input cluster.scenario_text cluster.scenario_paths cluster.page_hashes"
     " cluster.hash_counts cluster.trace cluster.messages"
-    " cluster.ray_environment",
+    " cluster.ray_environment cluster.log",
     "cluster.scenario_policies",
     "cluster.scenario cluster.scenario_problems cluster.trace_store cluster.rows cluster.summary",
     "cluster.trace_readers cluster.trace_vms cluster.aggregate cluster.tables",
-    "cluster.trace_bitbrains cluster.report_shape cluster.sampling_error cluster.live",
+    "cluster.trace_bitbrains cluster.report_shape cluster.sampling_error",
     "cluster.traces cluster.readback",
     "cluster.charts",
     "cluster.assumptions cluster.scenario_checks cluster.html cluster.errors",
-    "cluster.scenario_events cluster.scenario_hashes cluster.outages",
+    "cluster.scenario_events cluster.scenario_hashes cluster.outages cluster.ending",
     "cluster.scenario_file",
     "cluster.replays",
     "cluster.rules cluster.pools cluster.sketches",
@@ -66,8 +66,9 @@ LAYERS = [
     " cluster.policy.entitling",
     "cluster.policy.restarts",
     "cluster.policy.history",
-    "cluster.policy.planner cluster.fleet cluster.reports",
+    "cluster.policy.planner cluster.fleet cluster.reports cluster.live",
     "cluster.coordinator",
+    "cluster.attach cluster.metrics",
     "cluster.actors cluster.progress cluster.why",
     "cluster.execute",
     # The paper's figures and real machines: claims, experiments, and the command that runs them.
@@ -108,8 +109,8 @@ HOSTSIM_ALSO = {
     "hostsim.state": ("numba",),  # gives its type to the compiler
     "hostsim.packing": ("msgpack",),
 }
-RAY_IN = ("cluster.actors", "cluster.studies.tasks")
-"""Hosts in actors; whole runs in tasks."""
+RAY_IN = ("cluster.actors", "cluster.attach", "cluster.metrics", "cluster.studies.tasks")
+"""Hosts in actors, found by name; their numbers for Prometheus; whole runs in tasks."""
 
 BANNED_MODULES = (
     *("time", "datetime", "random", "secrets", "uuid"),
@@ -124,6 +125,7 @@ ALLOWED = {
     ("cluster.coordinator", "time"): "timings of the manifest, which no result holds",
     ("cluster.fleet", "time"): "busy time of an actor, for the manifest",
     ("cluster.live", "time"): "how fast a run is, and how often people are told",
+    ("cluster.log", "time"): "when a line was said",
     ("cluster.progress", "time"): "how often the terminal is written to",
     ("cluster.ray_environment", "secrets"): "the token of a Ray session",
 }
