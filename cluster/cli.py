@@ -16,6 +16,7 @@ import typer
 from cluster import log as lines
 from cluster.ending import fail as _fail
 from cluster.ending import guarded as _guarded
+from cluster.top_command import top
 
 app = typer.Typer(
     add_completion=False,
@@ -186,6 +187,9 @@ def why(
     else:
         found = _guarded(lambda: stories.of_host(folder, str(host)))
     typer.echo("\n".join(stories.lines(found)))
+
+
+app.command()(top)
 
 
 @app.command()

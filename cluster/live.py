@@ -226,7 +226,7 @@ class Live:
             VmView(
                 name=self._vms[row["vm"]].name,
                 host=self._hosts[row["host"]].name,
-                slowdown=round(float(slowdown[i]), 4),
+                slowdown=float(slowdown[i]),
                 memory_bytes=self._vms[row["vm"]].memory_bytes,
                 lost=_causes(row["lost_ns"] / row["on_ns"]),
             )
@@ -242,4 +242,4 @@ def _of_epoch(rows: Rows, epoch: int) -> Rows:
 def _causes(parts: Rows) -> dict[str, float]:
     """Cause -> part of time, the largest first (ties: in the order of CAUSES)."""
     order = np.argsort(-parts, kind="stable").tolist()
-    return {CAUSES[i]: round(float(parts[i]), 4) for i in order if parts[i] > 0}
+    return {CAUSES[i]: float(parts[i]) for i in order if parts[i] > 0}

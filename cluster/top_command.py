@@ -1,0 +1,23 @@
+"""The command line of `esxsim top`; loads no more than that until it is used."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cluster.ending import guarded
+
+
+def top(
+    where: Annotated[
+        str, typer.Argument(metavar="ADDRESS|DIR", help="Ray cluster, or folder of a run.")
+    ],
+    run: Annotated[str | None, typer.Option(help="Which run of the cluster.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Show it once, and end.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+) -> None:
+    """Look on while a run goes on: memory, hosts by pressure, slowest VMs, speed, time left."""
+    from cluster import top as screen
+
+    guarded(lambda: screen.watch(where, run, interval, once=once))
