@@ -28,8 +28,8 @@ STATES = {
 """What configured memory is made of: in words, and its colour."""
 PLAIN_ROWS = 10
 """Hosts, and VMs, where there is no terminal to fill."""
-HEADS = 5
-"""Lines that tables have beside their rows: their heads, what sets them apart, the memory's."""
+HEADS = 6
+"""Lines of three tables beside their rows: their heads, and what sets them apart."""
 NAME = 24
 """Columns of a name, at most."""
 WIDE = 100
@@ -161,7 +161,7 @@ def _hosts(hosts: Sequence[HostView], width: int) -> Table:
     for one in hosts:
         memory = [_gib(one.memory_bytes)] if width >= WIDE else []
         table.add_row(
-            one.name,
+            Text(one.name),
             Text(one.level, COLOURS[one.level]),
             _gib(one.free_bytes),
             percent(one.free_bytes / one.memory_bytes),
@@ -185,7 +185,8 @@ def _vms(vms: Sequence[VmView], width: int) -> Table:
     for one in vms:
         causes = [f"{CAUSE_WORDS[cause]} {percent(part)}" for cause, part in one.lost.items()]
         memory = [_gib(one.memory_bytes)] if width >= WIDE else []
-        table.add_row(one.name, one.host, *memory, slowdown(one.slowdown), ", ".join(causes))
+        names = Text(one.name), Text(one.host)
+        table.add_row(*names, *memory, slowdown(one.slowdown), ", ".join(causes))
     return table
 
 

@@ -110,9 +110,7 @@ def test_rates_are_over_the_last_views(tmp_path: Path, monkeypatch: pytest.Monke
     now_s = 0.0
     monkeypatch.setattr(live.time, "perf_counter", lambda: now_s)
     loaded = pressed(tmp_path, duration="100 min")
-    one = live.Live(
-        loaded, [HostFacts(0, "esx", 1 << 30, 4)], [VmFacts(0, "vm", 0, 0, 1)], tmp_path
-    )
+    one = live.Live(loaded, [HostFacts(0, "esx", 1 << 30, 4)], [], tmp_path)
     rates = []
     for epoch in range(1, 31):
         now_s += 1.0 if epoch <= 15 else 10.0
