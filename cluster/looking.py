@@ -140,6 +140,10 @@ class OnCluster:
         if goes_on and progress != self._seen:
             self._seen, self._seen_s = progress, now_s
         age_s = now_s - self._seen_s
-        state = LOST if not goes_on else RUNS if age_s < QUIET_S else QUIET
+        if goes_on:
+            state = RUNS if age_s < QUIET_S else QUIET
+        else:
+            is_done = self._seen is not None and self._seen.epoch == self._seen.epochs
+            state = ENDED if is_done else LOST
         since = _clock(time.time() - age_s)
         return Look(self._address, self._name, state, self._seen, age_s, since)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.ending import guarded
+from cluster.ending import fail, guarded
 
 
 def top(
@@ -18,6 +18,8 @@ def top(
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
 ) -> None:
     """Look on while a run goes on: memory, hosts by pressure, slowest VMs, speed, time left."""
+    if "://" in where:
+        fail(f"ADDRESS|DIR: {where!a} must be the folder of a run, auto, or HOST:PORT of a head", 2)
     from cluster import top as screen
 
     guarded(lambda: screen.watch(where, run, interval, once=once))

@@ -6,8 +6,8 @@ One cluster, started as a user does, and one run on it for all tests; `esxsim to
 from __future__ import annotations
 
 import json
+import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +15,9 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import ANY
 
 import promql_parser as promql
 import pytest
@@ -25,8 +27,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from scenario_files import write
 from test_top import NOW, VIEW
 
-from cluster import metrics
+from cluster import ray_environment
 from cluster.live import run_id
+from cluster.looking import ENDED, LOST, RUNS, Look, OnCluster
 from cluster.scenario_file import load
 
 pytestmark = pytest.mark.ray
@@ -59,8 +62,20 @@ class KeptGauge(Kept):
         self.values.setdefault(tuple(tags.values()), []).append(value)
 
 
+@pytest.fixture(scope="module")
+def metrics() -> Iterator[ModuleType]:
+    """`cluster.metrics`, imported as the command does it: Ray reads its environment then."""
+    before = dict(os.environ)
+    ray_environment.prepare(own_cluster=True)
+    from cluster import metrics
+
+    yield metrics
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture
-def exporter(monkeypatch: pytest.MonkeyPatch) -> metrics.Exporter:
+def exporter(metrics: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(metrics.metrics, "Counter", Kept)
     monkeypatch.setattr(metrics.metrics, "Gauge", KeptGauge)
     return metrics.Exporter()
@@ -82,7 +97,7 @@ COUNTS = {
 }
 
 
-def test_counters_grow_by_what_was_new_since_the_last_view(exporter: metrics.Exporter) -> None:
+def test_counters_grow_by_what_was_new_since_the_last_view(exporter: Any) -> None:
     first = replace(NOW, view=replace(VIEW, counts=COUNTS))
     exporter.show(first)
     exporter.show(replace(first, epoch=63))  # no new view
@@ -98,7 +113,7 @@ def test_counters_grow_by_what_was_new_since_the_last_view(exporter: metrics.Exp
     assert seen["esxsim_migrations_total"] == {(run, "done"): [1]}
 
 
-def test_gauges_are_what_there_is_now(exporter: metrics.Exporter) -> None:
+def test_gauges_are_what_there_is_now(exporter: Any) -> None:
     exporter.show(replace(NOW, view=replace(VIEW, counts=COUNTS)))
     seen: dict[str, Any] = {name: one.values for name, one in exporter._gauges.items()}
     run = VIEW.run
@@ -111,13 +126,13 @@ def test_gauges_are_what_there_is_now(exporter: metrics.Exporter) -> None:
     assert all(seen.values())  # every gauge is set
 
 
-def test_without_a_checkpoint_all_that_was_done_is_at_risk(exporter: metrics.Exporter) -> None:
+def test_without_a_checkpoint_all_that_was_done_is_at_risk(exporter: Any) -> None:
     exporter.show(replace(NOW, checkpoint_age_s=None, view=replace(VIEW, counts=COUNTS)))
     age: Any = exporter._gauges["esxsim_checkpoint_age_seconds"]
     assert age.values == {(VIEW.run,): [NOW.wall_s]}
 
 
-def test_names_say_units_as_prometheus_has_them() -> None:
+def test_names_say_units_as_prometheus_has_them(metrics: ModuleType) -> None:
     names = [one.name for one in (*metrics.COUNTERS, *metrics.GAUGES)]
     assert len({*names}) == len(names)
     for one in metrics.COUNTERS:
@@ -139,8 +154,6 @@ class Scraped:
     run: str
     families: dict[str, Any]
     top: list[str]
-    top_stranger: str
-    ended: str
 
 
 def scrape(head: ray_head.Head) -> dict[str, Any]:
@@ -153,7 +166,7 @@ def scrape(head: ray_head.Head) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
+def scraped(tmp_path_factory: pytest.TempPathFactory) -> Scraped:
     folder = tmp_path_factory.mktemp("metrics")
     hosts = [PRESSED["hosts"][0] | {"memory": "400 MiB"}]
     moving = PRESSED | {"duration": "3650 d", "hosts": hosts, "events": MOVES}
@@ -169,20 +182,17 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
                 while LAST not in (found := scrape(head)):
                     assert process.poll() is None and time.monotonic() < give_up_s, found.keys()
                     time.sleep(0.2)
-                looking = [*MAIN, "top", head.address, "--once", "--run"]
-                run = run_id(load(path))
-                named, stranger = (
-                    subprocess.run([*looking, name], stdout=subprocess.PIPE, **options)
-                    for name in (run, "nobody")
-                )
+                looking = [*MAIN, "top", head.address, "--once"]
+                seen = subprocess.run(looking, stdout=subprocess.PIPE, **options)
             finally:
-                process.send_signal(signal.SIGINT)
-                ended = process.communicate(timeout=EXPORT_S)[1]
-    assert (named.returncode, named.stderr, stranger.returncode) == (0, "", 1)
-    yield Scraped(run, found, named.stdout.splitlines(), stranger.stderr, ended)
+                process.kill()
+    assert (seen.returncode, seen.stderr) == (0, "")
+    return Scraped(run_id(load(path)), found, seen.stdout.splitlines())
 
 
-def test_every_metric_is_exported_with_its_labels_and_meaning(scraped: Scraped) -> None:
+def test_every_metric_is_exported_with_its_labels_and_meaning(
+    metrics: ModuleType, scraped: Scraped
+) -> None:
     declared = {f"ray_{one.name}": one for one in (*metrics.COUNTERS, *metrics.GAUGES)}
     assert scraped.families.keys() == declared.keys()
     counters = {f"ray_{one.name}" for one in metrics.COUNTERS}
@@ -215,9 +225,24 @@ def test_top_finds_the_run_on_its_cluster(scraped: Scraped) -> None:
     assert scraped.top[0].startswith(f"{scraped.run}  running  127.0.0.1:")
     assert any(line.startswith("Hosts by pressure") for line in scraped.top)
     assert "esx-1" in " ".join(scraped.top)
-    assert "'nobody' is not one of the runs" in scraped.top_stranger
-    assert scraped.run in scraped.top_stranger
-    assert "stopped before the end" in scraped.ended
+
+
+def test_a_run_that_is_no_more_had_ended_or_was_lost(
+    metrics: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cluster import attach
+
+    told: list[Any] = [(NOW, True), (None, False)]
+    monkeypatch.setattr(attach, "progress", lambda name: told.pop(0))
+    look = OnCluster("auto", "a")
+    assert look() == Look("auto", "a", RUNS, NOW, ANY, ANY)
+    lost = look()
+    assert (lost.state, lost.progress, lost.is_over) == (LOST, NOW, False)
+    done = replace(NOW, epoch=NOW.epochs)
+    told += [(done, True), (None, False)]
+    assert look().state == RUNS
+    ended = look()
+    assert (ended.state, ended.progress, ended.is_over) == (ENDED, done, True)
 
 
 # The dashboard
@@ -299,6 +324,6 @@ def test_the_list_of_runs_asks_for_what_they_export(scraped: Scraped) -> None:
     assert name in scraped.families
 
 
-def test_every_metric_is_on_the_dashboard() -> None:
+def test_every_metric_is_on_the_dashboard(metrics: ModuleType) -> None:
     asked = {one.name for _, target in TARGETS for one, _ in selectors(parsed(target["expr"]))}
     assert asked == {f"ray_{one.name}" for one in (*metrics.COUNTERS, *metrics.GAUGES)}

@@ -378,6 +378,12 @@ def test_a_head_that_does_not_answer_is_told() -> None:
     assert found.startswith("esxsim: no Ray cluster at 127.0.0.1:1: nothing answers")
 
 
+@pytest.mark.parametrize("where", ["http://head:8265", "ray://head:10001"])
+def test_only_a_head_can_be_asked(where: str) -> None:
+    found = command(where, code=2).stderr
+    assert found.startswith(f"esxsim: ADDRESS|DIR: {where!r} must be the folder of a run, auto")
+
+
 # Real runs
 
 
