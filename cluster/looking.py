@@ -38,7 +38,7 @@ class Look:
     since: str = ""
     """When it was told, by the clock on the wall here."""
     reason: str | None = None
-    """Why it ended, where that was not as it should."""
+    """Why it ended, or what is known of that, where that was not as it should."""
     report: dict[str, Any] | None = None
     """Of a run that has ended."""
 
@@ -140,10 +140,12 @@ class OnCluster:
         if goes_on and progress != self._seen:
             self._seen, self._seen_s = progress, now_s
         age_s = now_s - self._seen_s
+        reason = None
         if goes_on:
             state = RUNS if age_s < QUIET_S else QUIET
-        else:
-            is_done = self._seen is not None and self._seen.epoch == self._seen.epochs
-            state = ENDED if is_done else LOST
+        elif self._seen is not None and self._seen.epoch == self._seen.epochs:
+            state = ENDED
+        else:  # the last looks may have missed its end
+            state, reason = LOST, "it has ended, or was lost"
         since = _clock(time.time() - age_s)
-        return Look(self._address, self._name, state, self._seen, age_s, since)
+        return Look(self._address, self._name, state, self._seen, age_s, since, reason)

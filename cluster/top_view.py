@@ -84,6 +84,8 @@ def _title(look: Look) -> Text:
         state = ("running", "green")
     elif look.state == QUIET:
         state = (f"stands still since {look.since}, {_ago(look.age_s)} ago", "yellow")
+    elif look.state == LOST and look.reason is not None:
+        state = (f"gone since {look.since}: {look.reason}", "yellow")
     elif look.state == LOST:
         state = (f"gone since {look.since}, {_ago(look.age_s)} ago", "bold red")
     else:

@@ -238,6 +238,7 @@ def test_a_run_that_is_no_more_had_ended_or_was_lost(
     assert look() == Look("auto", "a", RUNS, NOW, ANY, ANY)
     lost = look()
     assert (lost.state, lost.progress, lost.is_over) == (LOST, NOW, False)
+    assert lost.reason == "it has ended, or was lost"
     done = replace(NOW, epoch=NOW.epochs)
     told += [(done, True), (None, False)]
     assert look().state == RUNS

@@ -201,6 +201,8 @@ def test_a_run_that_stands_still_says_since_when() -> None:
     lost = replace(quiet, state=LOST, age_s=4000.0)
     assert "gone since 2026-01-02 03:04:05, 1:06:40 ago" in screen(lost, 120)[0]
     assert "left" not in screen(lost)[1]
+    unknown = replace(lost, reason="it has ended, or was lost")
+    assert "gone since 2026-01-02 03:04:05: it has ended, or was" in screen(unknown)[0]
 
 
 def test_the_end_is_near_when_all_epochs_are_done() -> None:
