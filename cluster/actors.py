@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster import standing
+from cluster import attach, live, metrics, standing
 from cluster.checkpoint import RUN_FILE, Checkpoint
 from cluster.coordinator import Coordinator, Keep, Outcome, Progress, Watch
 from cluster.errors import ClusterError, LostError
@@ -175,6 +175,7 @@ class CoordinatorActor:
         from_: Checkpoint | None,
     ) -> Outcome:
         """Run the epoch loop to its end; from_: where from, which `keep` does not say."""
+        self._exporter = metrics.Exporter()
         if from_ is not None:
             keep = replace(keep, start=standing.unpack(from_.read(RUN_FILE), loaded, population))
         return Coordinator(
@@ -191,6 +192,7 @@ class CoordinatorActor:
 
     def _watch(self, progress: Progress) -> None:
         self._progress = progress
+        self._exporter.show(progress)
 
 
 def pack(n_hosts: int, cpus: int, asked: int | None) -> int:
@@ -217,7 +219,7 @@ def spread(cpus: Sequence[float], n: int) -> list[int]:
 
 
 def _start(
-    setup: HostSetup, hosts_per_actor: int, from_: Checkpoint | None
+    setup: HostSetup, hosts_per_actor: int, from_: Checkpoint | None, run: str
 ) -> tuple[list[Any], Any]:
     """Actors of the hosts, and the coordinator's, all of them starting at the same time."""
     # Actors outnumber CPUs and idle at the barrier, so they ask for none.
@@ -238,7 +240,7 @@ def _start(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options |= {"scheduling_strategy": here, "max_concurrency": 4}
     fleet = RayFleet(hosts, ids, hosts_per_actor, cpus())
-    return hosts, ray.remote(CoordinatorActor).options(**options).remote(fleet)
+    return hosts, attach.start(ray.remote(CoordinatorActor), run, options, fleet)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +264,9 @@ def run(attempt: Attempt, watch: Watch, should_stop: Callable[[], bool]) -> Outc
     """Run on the connected cluster and watch it. Raises LostError when a process is lost."""
     actors: list[Any] = []
     try:
-        hosts, coordinator = _start(attempt.setup, attempt.hosts_per_actor, attempt.from_)
+        hosts, coordinator = _start(
+            attempt.setup, attempt.hosts_per_actor, attempt.from_, live.run_id(attempt.loaded)
+        )
         actors = [coordinator, *hosts]
         _await_all([actor.ready.remote() for actor in actors])
         attempt.begin()

@@ -12,9 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.command_line import DATA_ROOT, DataRoot, fail, guarded
+from cluster.command_line import DATA_ROOT, DataRoot, speak
+from cluster.ending import fail, guarded
 from cluster.run_command import run
 from cluster.studies import commands
+from cluster.top_command import top
 
 app = typer.Typer(
     add_completion=False,
@@ -23,6 +25,12 @@ app = typer.Typer(
     help="How many VMs fit on these hosts if memory is overcommitted, and what does it cost?",
 )
 app.command()(run)
+app.command()(top)
+
+
+@app.callback()
+def begin() -> None:
+    speak()
 
 
 @app.command()

@@ -1,17 +1,15 @@
-"""What commands have in common: their options, and how errors become messages and exit codes.
-
-Exit code 0: done. 1: the run failed, or was stopped. 2: the input is wrong. Errors go to stderr,
-one line each, without a traceback.
-"""
+"""The options that commands have in common, and what they may be."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
+
+from cluster import log
+from cluster.ending import fail
 
 ScenarioPath = Annotated[Path, typer.Argument(metavar="SCENARIO", help="Scenario file (YAML).")]
 DataRoot = Annotated[
@@ -24,6 +22,7 @@ DATA_ROOT = Path("../shared/data")
 Resume = Annotated[
     Path | None, typer.Option(help="Go on from the last checkpoint of the run in this folder.")
 ]
+Log = Annotated[str | None, typer.Option(help="What is said on stderr: text, or json lines.")]
 Continue = Annotated[
     bool, typer.Option("--continue", help="Go on with the run in --out, or begin it.")
 ]
@@ -58,20 +57,9 @@ def shown(text: str) -> str:
     return shown(text)
 
 
-def fail(message: str, code: int) -> NoReturn:
-    """End the command with a message and an exit code."""
-    typer.echo(f"esxsim: {message}", err=True)
-    raise typer.Exit(code)
-
-
-def guarded(work: Callable[[], Any]) -> Any:
-    """Do the work; known errors become a message and an exit code."""
-    from cluster.errors import exit_code
-
+def speak(form: str | None = None) -> None:
+    """Choose how lines on stderr look; None: as the environment says."""
     try:
-        return work()
-    except Exception as error:
-        code = exit_code(error)
-        if code is None:
-            raise
-        fail(str(error), code)
+        log.use(form)
+    except ValueError as error:
+        fail(str(error), 2)

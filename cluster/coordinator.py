@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster import checkpoint, reports, standing, tables
+from cluster import checkpoint, live, reports, standing, tables
 from cluster.errors import LostError
 from cluster.files import WriteError
 from cluster.fleet import Fleet, Saved
@@ -35,6 +35,11 @@ from hostsim.units import PAGE_SIZE
 EPOCHS_PER_BARRIER = 100
 VM_ROWS_PER_BARRIER = 1 << 18
 """At most; rows take 54 MB. A host whose arrays are in the cache runs on as long as it may."""
+MEMORY = (
+    *("configured", "consumed", "active", "shared_saved", "ballooned", "swapped", "free"),
+    *("compressed", "untouched", "overhead"),
+)
+"""What a watcher is told of memory."""
 BARRIER_S = 1.0
 """How long a barrier should take at most, so that progress shows, and a stop is heeded, soon."""
 
@@ -60,6 +65,8 @@ class Progress:
     """How often the run has gone on from a checkpoint because a process was lost."""
     warning: str | None = None
     """What is wrong, although the run goes on."""
+    view: live.View | None = None
+    """What `esxsim top` and metrics show beside: made once a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +178,7 @@ class Coordinator:
             detail_vms=scenario.detail == "vms",
             so_far=so_far,
         )
+        self._live = live.Live(self.loaded, self._seen.hosts.facts, self._seen.vms, self.out)
         self._keeper: checkpoint.Keeper | None = None
         if self.keep.every_s > 0:
             about = checkpoint.identity(self.loaded.digest)
@@ -242,6 +250,7 @@ class Coordinator:
                 facts["reason"] = one.reason
             self._folder.event(one.at_ms, one.kind, **facts)
             self._history.add(one)
+            self._live.decided(one.kind)
 
     def _conclude(self, stopped: bool) -> Outcome:
         """Build the report and close the folder."""
@@ -260,6 +269,7 @@ class Coordinator:
         else:
             report["digest"] = reports.digest(report, self.fleet.digests())
             self._folder.finish(report, vm_table, self._manifest())
+        self._live.end()
         return Outcome(report, stopped)
 
     def _manifest(self) -> dict[str, Any]:
@@ -281,25 +291,26 @@ class Coordinator:
         """Tell the watcher how far the run is."""
         self._busy_s += report.busy_s
         scenario = self.loaded.scenario
-        rows = report.hosts[report.hosts["epoch"] == epoch - 1]
-        was_in = np.column_stack([rows[f"{level}_ms"] > 0 for level in reversed(LEVELS)])
-        mildness = np.bincount(was_in.argmax(axis=1), minlength=len(LEVELS))
-        names = ("configured", "consumed", "active", "shared_saved", "ballooned", "swapped", "free")
-        self.watch(
-            Progress(
-                epoch=epoch,
-                epochs=last,
-                host_ticks=epoch * scenario.epoch // scenario.tick * len(self.population.hosts),
-                wall_s=self._looping_s,
-                memory_bytes={name: int(rows[f"{name}_pages"].sum()) * PAGE_SIZE for name in names},
-                levels=dict(zip(LEVELS, mildness[::-1].tolist(), strict=True)),
-                vms=int((now.host_of != state.NOWHERE).sum()),
-                begun=self._begun,
-                checkpoint_age_s=self._checkpoint_age_s(),
-                warning=None if self._keeper is None else self._keeper.failed,
-                restarts=self.keep.restarts,
-            )
+        rows = report.hosts[(report.hosts["epoch"] == epoch - 1) & (report.hosts["on"] > 0)]
+        levels = np.bincount(live.worst_levels(rows), minlength=len(LEVELS))
+        waiting, flying = len(now.queue), len(now.flights)
+        view = self._live.look(report, epoch, queue=waiting, migrations=flying, last=epoch == last)
+        progress = Progress(
+            epoch=epoch,
+            epochs=last,
+            host_ticks=epoch * scenario.epoch // scenario.tick * len(self.population.hosts),
+            wall_s=self._looping_s,
+            memory_bytes={name: int(rows[f"{name}_pages"].sum()) * PAGE_SIZE for name in MEMORY},
+            levels=dict(zip(LEVELS, levels.tolist(), strict=True)),
+            vms=int((now.host_of != state.NOWHERE).sum()),
+            begun=self._begun,
+            checkpoint_age_s=self._checkpoint_age_s(),
+            restarts=self.keep.restarts,
+            warning=None if self._keeper is None else self._keeper.failed,
+            view=view,
         )
+        self.watch(progress)
+        self._live.write(progress)
 
     def _checkpoint_age_s(self) -> float | None:
         done_s = None if self._keeper is None else self._keeper.done_s

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -20,6 +19,7 @@ from cluster import (
     charts,
     checkpoint,
     html,
+    log,
     progress,
     ray_environment,
     recovery,
@@ -31,6 +31,8 @@ from cluster.coordinator import Coordinator, Keep, Outcome, Watch
 from cluster.errors import ClusterError, NoClusterError
 from cluster.fleet import LocalFleet
 from cluster.host_set import HostSet, census_epochs, sketching
+from cluster.live import run_id
+from cluster.log import LOG
 from cluster.population import Population, populate
 from cluster.resumption import Resumption
 from cluster.scenario_file import Loaded, load
@@ -71,8 +73,9 @@ def run(options: Options) -> tuple[Outcome, Path]:
     stop = Stop()
     with stop.listening():
         loaded = load(options.scenario, data_root=options.data_root, seed=options.seed)
+        log.about(run=run_id(loaded))
         for warning in loaded.warnings:
-            print(f"esxsim: warning: {warning}", file=sys.stderr)
+            LOG.warning("%s", warning)
         population = populate(loaded)
         out = options.out or default_out(loaded)
         if options.resumes or options.continues:
@@ -109,16 +112,12 @@ def _start(
     if options.resumes or (options.continues and has_some):
         found = resumption.find(out, loaded, population)
         for problem in found.problems:
-            _say(f"warning: an older checkpoint is used: {problem}")
-        _say(f"going on from epoch {found.standing.epoch} in {out}")
+            LOG.warning(f"an older checkpoint is used: {problem}")
+        LOG.info(f"going on from epoch {found.standing.epoch} in {out}")
         return found
     if has_some:
-        _say(f"warning: the checkpoints of an unfinished run in {out} are replaced")
+        LOG.warning(f"the checkpoints of an unfinished run in {out} are replaced")
     return None
-
-
-def _say(text: str) -> None:
-    print(f"esxsim: {text}", file=sys.stderr, flush=True)
 
 
 def _check_beforehand(options: Options, loaded: Loaded, population: Population, out: Path) -> None:
@@ -207,7 +206,7 @@ def _run_on_ray(job: Job, start: Resumption | None) -> Outcome:
                 lambda start, restarts: _attempt(job, watch, start, restarts),
                 start,
                 lambda: resumption.find_any(job.out, job.loaded, job.population),
-                watch.note,
+                LOG.warning,
             )
         except ClusterError as error:
             tables.note_reason(job.out, f"the run failed: {error}")

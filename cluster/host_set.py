@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cluster.errors import BrokenHostError
 from cluster.messages import (
     Delay,
     Entitle,
@@ -119,6 +120,7 @@ class HostSet:
         self._hosts = {
             spec.host: Host(spec.host, spec.config, seed, sample, tick_ms) for spec in hosts
         }
+        self._names = {spec.host: spec.name for spec in hosts}
         self._epoch_ms = epoch_ms
         self._check = check
         self._census_epochs = census_epochs
@@ -287,8 +289,8 @@ class HostSet:
             try:
                 invariants.check(host.state)
             except invariants.BrokenInvariantError as error:
-                where = f"host {host.host}, epoch {epoch}"
-                raise invariants.BrokenInvariantError(f"{where}: {error}") from None
+                name = self._names[host.host]
+                raise BrokenHostError(host.host, name, epoch, str(error)) from None
 
 
 def in_order(change: LevelChange) -> tuple[int, int, int]:

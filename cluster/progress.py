@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
-from cluster import coordinator
+from cluster import coordinator, log
+from cluster.log import LOG
 from cluster.scenario import Scenario
 from hostsim.units import GIB
 
@@ -58,15 +58,16 @@ class _Lines:
         self._warned: str | None = None
 
     def __call__(self, now: coordinator.Progress) -> None:
+        log.about(epoch=now.epoch)
         if now.warning not in (None, self._warned):
-            self.note(f"warning: {now.warning}")
+            LOG.warning("%s", now.warning)
         self._warned = now.warning
         if time.monotonic() >= self._next_s or now.epoch == now.epochs:
             self._next_s = time.monotonic() + LINE_S
-            print(f"esxsim: {describe(now, self._epoch_ms)}", file=sys.stderr, flush=True)
+            LOG.info("%s", describe(now, self._epoch_ms))
 
     def note(self, text: str) -> None:
-        print(f"esxsim: {text}", file=sys.stderr, flush=True)
+        LOG.info("%s", text)
 
 
 class _Bar:
@@ -92,7 +93,7 @@ class _Bar:
 def shown(scenario: Scenario) -> Iterator[Watch]:
     """Show progress while inside."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or log.form() == "json":
         yield _Lines(scenario)
         return
     columns = (

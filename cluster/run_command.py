@@ -15,14 +15,15 @@ from cluster.command_line import (
     Continue,
     DataRoot,
     Local,
+    Log,
     Resume,
     ScenarioPath,
     Seed,
     cluster_of,
-    fail,
-    guarded,
     packing_of,
+    speak,
 )
+from cluster.ending import fail, guarded
 
 if TYPE_CHECKING:
     from cluster.coordinator import Outcome
@@ -49,11 +50,14 @@ def run(
     resume: Resume = None,
     continue_: Continue = False,
     checkpoint_every: CheckpointEvery = 60,
+    log: Log = None,
 ) -> None:
     """Run a scenario and write its report; with `sweep`, many runs and what they say together."""
     from cluster import execute
     from cluster.studies import sweep_file
 
+    if log is not None:
+        speak(log)
     if resume is not None and out not in (None, resume):
         fail("--resume: results go on in the folder that it names; leave --out away", 2)
     if sweep_file.has_sweep(scenario):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from cluster import log
 from cluster.errors import StoppedError
+from cluster.log import LOG
 
 NOT_BEGUN = "stopped before the run began: nothing was written"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -87,9 +88,9 @@ class Stop:
         pass
 
     def _say(self) -> None:
-        print("esxsim: stopping at the end of this barrier", file=sys.stderr)
+        LOG.info("stopping at the end of this barrier")
 
     def _leave(self) -> None:
         shown = "\x1b[?25h\n" if os.isatty(2) else ""  # the bar had hidden the cursor
-        os.write(2, f"{shown}esxsim: {self._not_begun}\n".encode())
+        os.write(2, f"{shown}{log.line(self._not_begun)}\n".encode())
         os._exit(1)

@@ -42,6 +42,7 @@ OWN_FILES = (
     "vms_epochs.parquet",
     "epochs.parquet",
     "events.jsonl",
+    "progress.json",
     "report.html",
     "scenario.yaml",
     "manifest.json",

@@ -136,6 +136,7 @@ HEAVY = {"ray", "numba", "pyarrow", "matplotlib"}
     [
         (["--help"], set()),
         (["run", "--help"], set()),
+        (["top", "--help"], set()),
         (["validate", "scenarios/osdi02/fig7.yaml"], set()),
         (["validate", "scenarios/quickstart.yaml"], {"pyarrow"}),  # its trace is Parquet
     ],

@@ -45,7 +45,7 @@ LAYERS = [
     "cluster.parts",
     "cluster.yaml_input cluster.scenario_text cluster.scenario_paths cluster.page_hashes"
     " cluster.hash_counts cluster.trace cluster.messages"
-    " cluster.ray_environment",
+    " cluster.ray_environment cluster.log",
     "cluster.scenario_policies",
     "cluster.scenario cluster.scenario_problems cluster.trace_store cluster.rows cluster.summary",
     "cluster.trace_readers cluster.trace_vms cluster.aggregate cluster.tables",
@@ -53,7 +53,7 @@ LAYERS = [
     "cluster.traces cluster.readback",
     "cluster.charts",
     "cluster.assumptions cluster.scenario_checks cluster.html cluster.errors",
-    "cluster.scenario_events cluster.scenario_hashes cluster.outages",
+    "cluster.scenario_events cluster.scenario_hashes cluster.outages cluster.ending",
     "cluster.scenario_file",
     "cluster.replays",
     "cluster.rules cluster.pools cluster.sketches",
@@ -68,12 +68,16 @@ LAYERS = [
     " cluster.policy.entitling",
     "cluster.policy.restarts",
     "cluster.policy.history",
-    "cluster.policy.planner cluster.host_set cluster.reports cluster.standing",
+    "cluster.policy.planner cluster.host_set cluster.reports cluster.standing cluster.live",
     "cluster.fleet",
     "cluster.checkpoint",
     "cluster.coordinator cluster.resumption",
     "cluster.ray_session cluster.stopping cluster.recovery",
-    "cluster.actors cluster.progress cluster.why",
+    "cluster.attach cluster.metrics",
+    "cluster.actors cluster.progress cluster.why cluster.looking",
+    "cluster.top_view",
+    "cluster.top",
+    "cluster.top_command",
     "cluster.execute",
     # The paper's figures and real machines: claims, experiments, and the command that runs them.
     "cluster.reproduction.claims cluster.reproduction.lab",
@@ -115,8 +119,11 @@ HOSTSIM_ALSO = {
     "hostsim.state": ("numba",),  # gives its type to the compiler
     "hostsim.packing": ("msgpack",),
 }
-RAY_IN = ("cluster.ray_session", "cluster.actors", "cluster.studies.tasks")
-"""The connection; hosts in actors; whole runs in tasks."""
+RAY_IN = (
+    *("cluster.ray_session", "cluster.actors", "cluster.attach", "cluster.metrics"),
+    "cluster.studies.tasks",
+)
+"""The connection; hosts in actors, found by name; numbers for Prometheus; whole runs in tasks."""
 
 BANNED_MODULES = (
     *("time", "datetime", "random", "secrets", "uuid"),
@@ -133,6 +140,10 @@ ALLOWED = {
     ("cluster.tables", "time"): "how long to wait for another process that writes",
     ("cluster.recovery", "time"): "the pause before a run is begun again",
     ("cluster.actors", "time"): "how long hosts may take to start",
+    ("cluster.live", "time"): "how fast a run is, and how often people are told",
+    ("cluster.looking", "time"): "how old a run's news are",
+    ("cluster.top", "time"): "how often the terminal is written to",
+    ("cluster.log", "time"): "when a line was said",
     ("cluster.progress", "time"): "how often the terminal is written to",
     ("cluster.ray_environment", "secrets"): "the token of a Ray session",
 }

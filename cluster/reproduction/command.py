@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -22,7 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from cluster import log
 from cluster.files import write_text
+from cluster.log import LOG
 from cluster.reproduction.claims import Observation, judge
 from cluster.reproduction.experiment import Experiment
 from cluster.reproduction.experiments import EXPERIMENTS
@@ -115,14 +116,14 @@ def _progress(total: int) -> Iterator[Any]:
     """A bar on a terminal, a line now and then elsewhere; called with the name of what is done."""
     console = Console(stderr=True)
     n = 0
-    if not console.is_terminal:
+    if not console.is_terminal or log.form() == "json":
 
         def line(text: str) -> None:
             nonlocal n
             is_done = any(text == one.name for one in EXPERIMENTS)
             n += is_done
             if not is_done or n % 5 == 0 or n == total:
-                print(f"esxsim: {n} of {total} runs done: {text}", file=sys.stderr, flush=True)
+                LOG.info("%d of %d runs done: %s", n, total, text)
 
         yield line
         return
@@ -153,7 +154,7 @@ def _show(rows: Sequence[dict[str, Any]], skipped: dict[str, str]) -> None:
         holds = Text("yes") if row["holds"] else Text("NO", "bold red")
         table.add_row(*map(Text, words), holds)  # as text: brackets in it are no markup
     console = Console()
-    if not console.is_terminal:
+    if not console.is_terminal or log.form() == "json":
         console = Console(width=160)
     console.print(table)
     for title, why in skipped.items():

@@ -7,7 +7,6 @@ is made again with another goal, runs only what is not there.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from cluster.errors import StudyError
 from cluster.files import write_json, write_table, write_text
+from cluster.log import LOG
 from cluster.population import populate
 from cluster.scenario import Scenario
 from cluster.stopping import Stop
@@ -154,7 +154,7 @@ def run(
         loaded = base.load((), seed)
         fits_here(options.address)(loaded)
         for warning in loaded.warnings:
-            print(f"esxsim: warning: {warning}", file=sys.stderr)
+            LOG.warning("%s", warning)
         scale = scales.scale_of(kind, loaded, populate(loaded), str(options.scenario))
         seeds = range(seed, seed + n_seeds)
         out = options.out or default_out(loaded.scenario.name, seed)

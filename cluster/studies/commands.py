@@ -16,10 +16,9 @@ from cluster.command_line import (
     ScenarioPath,
     Seed,
     cluster_of,
-    fail,
-    guarded,
     shown,
 )
+from cluster.ending import fail, guarded
 
 
 def capacity(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from cluster import ray_environment
 from cluster.errors import ClusterError, StudyError
 from cluster.files import write_text
+from cluster.log import LOG
 from cluster.stopping import Stop
 from cluster.studies import jobs, pages, results, store, watching
 from cluster.studies.jobs import DONE, Job, Runner
@@ -58,7 +58,7 @@ def run(options: Options) -> tuple[dict[str, Any], Path]:
             fits=fits_here(options.address),
         )
         for warning in plan.warnings:
-            print(f"esxsim: warning: {warning}", file=sys.stderr)
+            LOG.warning("%s", warning)
         out = options.out or default_out(plan.name, plan.seeds[0])
         store.check_free(out)
         check_reachable(options.address)

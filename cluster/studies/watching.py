@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -10,6 +9,9 @@ from typing import Protocol
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from cluster import log
+from cluster.log import LOG
 
 
 class Watch(Protocol):
@@ -33,7 +35,7 @@ class _Lines:
 
     def note(self, text: str) -> None:
         """See Watch."""
-        print(f"esxsim: {text}", file=sys.stderr, flush=True)
+        LOG.info("%s", text)
 
     def done(self, text: str) -> None:
         """See Watch."""
@@ -69,7 +71,7 @@ class _Bar:
 def shown() -> Iterator[Watch]:
     """Show progress while inside."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or log.form() == "json":
         yield _Lines()
         return
     columns = (

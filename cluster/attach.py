@@ -1,0 +1,61 @@
+"""How another process finds a run on its Ray cluster: its coordinator has a name there.
+
+The name is that of the run (`live.run_id`); a second run of the same name gets a number after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray.util import list_named_actors
+
+from cluster.coordinator import Progress
+from cluster.errors import ClusterError
+
+NAMESPACE = "esxsim"
+ANSWER_S = 30.0
+"""How long a coordinator may take to answer."""
+
+
+def start(actor: Any, run: str, options: dict[str, Any], *arguments: Any) -> Any:
+    """Start a coordinator, by Ray's class of its actor, under the first name that is free."""
+    for n in itertools.count(1):
+        name = run if n == 1 else f"{run}-{n}"
+        with contextlib.suppress(ray.exceptions.ActorAlreadyExistsError):
+            return actor.options(name=name, namespace=NAMESPACE, **options).remote(*arguments)
+    raise AssertionError("numbers do not end")
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[None]:
+    """A connection to a cluster that exists, to look on. Raises ClusterError."""
+    try:
+        ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+        raise ClusterError(f"no Ray cluster at {address}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def runs() -> list[str]:
+    """Names of the runs that go on, sorted."""
+    return sorted(list_named_actors())
+
+
+def progress(name: str) -> tuple[Progress | None, bool]:
+    """How far a run is, None before its first barrier; and whether it still goes on."""
+    try:
+        coordinator: Any = ray.get_actor(name, NAMESPACE)
+        told: Progress | None = ray.get(coordinator.progress.remote(), timeout=ANSWER_S)
+    except (ValueError, ray.exceptions.RayActorError):
+        return None, False
+    except ray.exceptions.GetTimeoutError as error:
+        raise ClusterError(f"{name} does not answer") from error
+    return told, True
