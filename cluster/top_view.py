@@ -75,6 +75,11 @@ def _line(*words: tuple[str, str] | str) -> Text:
     return Text.assemble(*words, no_wrap=True, overflow="ellipsis")
 
 
+def _name(text: str) -> Text:
+    """A name of the user's, on one line whatever it holds."""
+    return Text("".join(one if one.isprintable() else "?" for one in text))
+
+
 def _ago(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else clock(seconds)
 
@@ -90,7 +95,7 @@ def _title(look: Look) -> Text:
         state = (f"gone since {look.since}, {_ago(look.age_s)} ago", "bold red")
     else:
         state = ("done", "green") if look.reason is None else (look.reason, "red")
-    return _line((look.run, "bold"), "  ", state, (f"  {look.where}", "bright_black"))
+    return _line((_name(look.run).plain, "bold"), "  ", state, (f"  {look.where}", "bright_black"))
 
 
 def _how_far(look: Look, now: Progress, view: View, width: int) -> RenderableType:
@@ -163,7 +168,7 @@ def _hosts(hosts: Sequence[HostView], width: int) -> Table:
     for one in hosts:
         memory = [_gib(one.memory_bytes)] if width >= WIDE else []
         table.add_row(
-            Text(one.name),
+            _name(one.name),
             Text(one.level, COLOURS[one.level]),
             _gib(one.free_bytes),
             percent(one.free_bytes / one.memory_bytes),
@@ -187,7 +192,7 @@ def _vms(vms: Sequence[VmView], width: int) -> Table:
     for one in vms:
         causes = [f"{CAUSE_WORDS[cause]} {percent(part)}" for cause, part in one.lost.items()]
         memory = [_gib(one.memory_bytes)] if width >= WIDE else []
-        names = Text(one.name), Text(one.host)
+        names = _name(one.name), _name(one.host)
         table.add_row(*names, *memory, slowdown(one.slowdown), ", ".join(causes))
     return table
 

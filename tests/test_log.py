@@ -18,11 +18,11 @@ from cluster_builders import PRESSED, pressed
 from scenario_files import write
 from typer.testing import CliRunner
 
-from cluster import fleet, log, progress
+from cluster import host_set, log, progress
 from cluster.cli import app
 from cluster.errors import BrokenHostError, exit_code
-from cluster.execute import NOT_BEGUN
 from cluster.live import run_id
+from cluster.stopping import NOT_BEGUN
 from hostsim.invariants import BrokenInvariantError
 
 MAIN = [sys.executable, "-c", "from cluster.cli import main; main()"]
@@ -75,7 +75,7 @@ def test_a_broken_invariant_names_host_and_epoch(
     def check(state: Any) -> None:
         raise BrokenInvariantError("frames: 3 used + 4 free != 8")
 
-    monkeypatch.setattr(fleet.invariants, "check", check)
+    monkeypatch.setattr(host_set.invariants, "check", check)
     path = write(tmp_path, PRESSED, "pressed.yaml")
     arguments = ["run", path, "--local", "--check", "--out", tmp_path / "out", "--log", "json"]
     last = said(*arguments, code=1)[-1]

@@ -12,6 +12,7 @@ import pytest
 from cluster_builders import (
     MOVES,
     PRESSED,
+    json_lines,
     manifest_of,
     packed,
     pressed,
@@ -103,7 +104,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path
 def test_the_run_has_all_that_may_be_lost(undisturbed: tuple[Outcome, Path]) -> None:
     report = undisturbed[0].report
     assert report["migrations"]["count"] >= 2 and report["failures"]["vms_restarted"] > 0
-    kinds = {json.loads(line)["kind"] for line in (undisturbed[1] / "events.jsonl").open()}
+    kinds = {one["kind"] for one in json_lines(undisturbed[1])}
     assert kinds >= {"migrate", "migrated", "restart", "host_failed"}, kinds
 
 
