@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster import ray_probe
 from cluster.coordinator import Coordinator, Outcome, Progress, Watch
 from cluster.errors import ClusterError
 from cluster.fleet import Finish, HostSet, Images, Sketching, merge
@@ -32,6 +34,7 @@ from hostsim.units import HostId
 _api: Any = ray  # for what carries no types
 HOSTS_PER_CPU = 2
 """`auto` gives each host its own actor up to this many a CPU; beyond, actors as many as CPUs."""
+_NO_CLUSTER = (RuntimeError, ValueError, OSError, ray.exceptions.RayError)
 POLL_S = 0.25
 STOP_S = 60.0
 """How long a stop may take before the run is killed: one barrier, and writing what there is."""
@@ -215,7 +218,7 @@ def session(
 
     Our own listens on the loopback device only, and asks for the token that
     `ray_environment.prepare` made before Ray was imported. Ray starts inside `starting`. Yields
-    facts of the cluster. Raises ClusterError.
+    facts of the cluster. Raises ClusterError, or RefusedError where the address is wrong.
     """
     internals = _api._private
     # Or Ray makes an exit of SIGTERM while it starts, and what it had started stays for a minute.
@@ -227,6 +230,9 @@ def session(
         _start_less()
     else:
         options |= {"address": address}
+        warning = ray_probe.check(address)
+        if warning is not None:
+            print(f"esxsim: warning: {warning}", file=sys.stderr)
     cache = os.environ.get(CACHE_VARIABLE)
     if cache is not None:
         options["runtime_env"] = {"env_vars": {CACHE_VARIABLE: cache}}
@@ -234,9 +240,10 @@ def session(
         try:
             with starting:
                 ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+        except _NO_CLUSTER as error:
             where = "on this machine" if address is None else f"at {address}"
-            raise ClusterError(f"no Ray cluster {where}: {error}") from error
+            why = " ".join(str(error).split())
+            raise ClusterError(f"no Ray cluster {where}: {why}") from error
         yield {"ray": ray.__version__, "nodes": len(_api.nodes()), "cpus": _cpus()}
     finally:
         ray.shutdown()

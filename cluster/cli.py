@@ -14,6 +14,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from cluster.jobs import commands as jobs
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -286,6 +288,9 @@ def import_(
     for name, n in sorted(summary.cleaned.items()):
         typer.echo(f"  cleaned: {n} {name}")
     typer.echo(f"Trace          {out}")
+
+
+jobs.register(app)
 
 
 def _cluster(text: str) -> str:

@@ -11,7 +11,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("hostsim", "cluster", "cluster.policy", "cluster.reproduction", "cluster.studies")
+PACKAGES = (
+    "hostsim",
+    "cluster",
+    "cluster.policy",
+    "cluster.reproduction",
+    "cluster.studies",
+    "cluster.jobs",
+)
 
 LAYERS = [
     # One host. Policies and mechanisms over its state, the pipeline, the façade, then its bytes.
@@ -67,7 +74,7 @@ LAYERS = [
     "cluster.policy.restarts",
     "cluster.policy.history",
     "cluster.policy.planner cluster.fleet cluster.reports",
-    "cluster.coordinator",
+    "cluster.coordinator cluster.ray_probe",
     "cluster.actors cluster.progress cluster.why",
     "cluster.execute",
     # The paper's figures and real machines: claims, experiments, and the command that runs them.
@@ -92,7 +99,12 @@ LAYERS = [
     "cluster.studies.tasks cluster.studies.results",
     "cluster.studies.sweep",
     "cluster.studies.capacity",
+    # The same from outside the cluster.
+    "cluster.jobs.bundle cluster.jobs.upload cluster.jobs.client",
+    "cluster.jobs.actions",
+    "cluster.jobs.commands",
     "cluster.cli",
+    "cluster.jobs.head",
 ]
 """From the lowest: a module imports from lower lines only, never from its own."""
 
@@ -108,8 +120,11 @@ HOSTSIM_ALSO = {
     "hostsim.state": ("numba",),  # gives its type to the compiler
     "hostsim.packing": ("msgpack",),
 }
-RAY_IN = ("cluster.actors", "cluster.studies.tasks")
-"""Hosts in actors; whole runs in tasks."""
+RAY_IN = (
+    *("cluster.actors", "cluster.studies.tasks"),
+    *("cluster.ray_probe", "cluster.jobs.client", "cluster.jobs.actions"),
+)
+"""Hosts in actors; whole runs in tasks; what a cluster says before we use it; its Jobs API."""
 
 BANNED_MODULES = (
     *("time", "datetime", "random", "secrets", "uuid"),
@@ -124,6 +139,8 @@ ALLOWED = {
     ("cluster.coordinator", "time"): "timings of the manifest, which no result holds",
     ("cluster.fleet", "time"): "busy time of an actor, for the manifest",
     ("cluster.progress", "time"): "how often the terminal is written to",
+    ("cluster.jobs.actions", "secrets"): "the id of a job",
+    ("cluster.jobs.actions", "time"): "how often the head is asked",
     ("cluster.ray_environment", "secrets"): "the token of a Ray session",
 }
 
