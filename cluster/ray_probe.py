@@ -39,17 +39,18 @@ def check(address: str) -> str | None:
         raise ClusterError(
             f"no Ray cluster at {address}: none runs on this machine ({_line(error)})"
         ) from None
+    shown = head if address in (head, "auto") else f"{head} (as Ray reads {address})"
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return None  # Ray's certificates are Ray's to use
     # As Ray does: not through a proxy.
     with grpc.insecure_channel(head, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
-            token = _token(channel, head)
-            _same_versions(head, _facts(channel, token))
-            _has_node_here(head, _nodes(channel, token))
+            token = _token(channel, shown)
+            _same_versions(shown, _facts(channel, token))
+            _has_node_here(shown, _nodes(channel, token))
         except grpc.RpcError as error:
-            raise _unusable(head, error) from None
-    return _NO_TOKEN.format(head) if token is None else None
+            raise _unusable(shown, error) from None
+    return _NO_TOKEN.format(shown) if token is None else None
 
 
 def _token(channel: Any, head: str) -> str | None:
@@ -117,7 +118,7 @@ def _has_node_here(head: str, addresses: Sequence[str]) -> None:
     if addresses and not any(map(_is_ours, addresses)):
         raise RefusedError(
             f"this machine is no node of the Ray cluster at {head}: make it one "
-            f"(ray start --address={head}), or use esxsim submit"
+            f"(ray start --address=HEAD:PORT), or use esxsim submit"
         )
 
 

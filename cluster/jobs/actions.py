@@ -31,7 +31,7 @@ up to 60 (cluster.actors.STOP_S), and the tables come after it."""
 _POLL_S = 1.0
 _FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 _NO_MODULE = "No module named 'cluster"
-_TAIL = "last available logs (truncated to 20,000 chars):\n"
+TAIL = "last available logs (truncated to 20,000 chars):\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def ending(info: Any, job: str) -> tuple[int, str | None]:
     said = info.message or ""
     if code == 127 or (code == 1 and _NO_MODULE in said):
         return 2, f"job {job}: {NOT_THERE}"
-    _, found, tail = said.partition(_TAIL)
+    _, found, tail = said.partition(TAIL)
     lines = (tail if found else said).rstrip().splitlines()
     how = f"failed with exit code {code}" if code is not None else "failed before it ran"
     if code is not None and code < 0:

@@ -82,6 +82,8 @@ def unpack(packed: Path, told: Bundle, out: Path) -> None:
         aside.rename(out)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ClusterError(f"the results cannot be unpacked: {error}") from None
+    except OSError as error:
+        raise ClusterError(f"the results cannot be written to {out}: {error.strerror}") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         if former.exists() and not out.exists():

@@ -24,6 +24,7 @@ from cluster.errors import ClusterError, RefusedError
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Variables that hold the address where the command does not, as for Ray."""
 ALLOWED = "http://HEAD:8265 or https://..., the address of the dashboard of a Ray head"
+_PORTS = "its port is 8265 unless ray start --dashboard-port says another"
 READ_S = 120.0
 """How long the head may take over a call; it waits itself while it looks for an agent."""
 STREAM_S = 24 * 3600
@@ -87,7 +88,7 @@ class Dashboard:
             self.warnings.append(
                 f"{address} asks for no token: whoever reaches it runs code there and reads results"
             )
-        self.ray_version = str(self._json("/api/version").get("ray_version", "?"))
+        self.ray_version = self._version()
         self._client = self._jobs_client()
 
     def _mode(self) -> str:
@@ -95,11 +96,23 @@ class Dashboard:
         answer = self._get("/api/authentication_mode")
         found = _object(answer)
         if "authentication_mode" not in found:
-            raise RefusedError(
-                f"what answers at {self.address} is no Ray dashboard of version 2.52 or later: "
-                f"it must be {ALLOWED}"
-            )
+            raise self._no_dashboard()
         return str(found["authentication_mode"])
+
+    def _version(self) -> str:
+        answer = self._get("/api/version")
+        if answer.status_code in (401, 403):
+            raise RefusedError(f"{self.address} refuses the token: the cluster has another one")
+        found = str(_object(answer).get("ray_version"))
+        if not re.fullmatch(r"[0-9]+\.[0-9]+\S*", found, re.ASCII):
+            raise self._no_dashboard()
+        return found
+
+    def _no_dashboard(self) -> RefusedError:
+        return RefusedError(
+            f"what answers at {self.address} is no Ray dashboard of version 2.52 or later: "
+            f"it must be {ALLOWED}"
+        )
 
     def _get(self, path: str, **more: Any) -> requests.Response:
         limits = (ray_environment.CONNECT_S, READ_S)
@@ -111,14 +124,6 @@ class Dashboard:
                 allow_redirects=False,
                 **more,
             )
-
-    def _json(self, path: str) -> dict[str, Any]:
-        answer = self._get(path)
-        if answer.status_code in (401, 403):
-            raise RefusedError(f"{self.address} refuses the token: the cluster has another one")
-        if answer.status_code != 200:
-            raise ClusterError(f"{self.address}{path}: HTTP status {answer.status_code}")
-        return _object(answer)
 
     @contextlib.contextmanager
     def _reached(self) -> Iterator[None]:
@@ -133,7 +138,7 @@ class Dashboard:
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema):
             raise RefusedError(f"{self.address} must be {ALLOWED}") from None
         except (requests.exceptions.RequestException, ConnectionError) as error:
-            why = f"no Ray dashboard answers at {self.address}: {_reason(error)}"
+            why = f"no Ray dashboard answers at {self.address}: {_reason(error)} ({_PORTS})"
             raise ClusterError(why) from None
 
     def _jobs_client(self) -> Any:
@@ -257,7 +262,8 @@ def _reason(error: BaseException) -> str:
     while inner is not None:
         error, inner = inner, inner.__cause__ or inner.__context__
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())[:200]
+    text = " ".join(str(text).split())[:200]
+    return text if text.isprintable() else ascii(text)
 
 
 def _last(text: str) -> str:

@@ -134,8 +134,8 @@ def _found(job: str, address: str | None) -> tuple[Dashboard, str]:
     """The dashboard, and the job's id as one that can be asked for."""
     from cluster.jobs import client
 
-    where = client.address_of(address)
-    return _connected(where), client.job_id(job)
+    where, name = client.address_of(address), client.job_id(job)
+    return _connected(where), name
 
 
 def _end(ended: tuple[int, str | None]) -> None:
