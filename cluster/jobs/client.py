@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import re
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,11 @@ class Dashboard:
                 show(text)
 
         try:
-            self.call(lambda: asyncio.run(tail()), job)
+            with (
+                warnings.catch_warnings()
+            ):  # Ray says ssl=None, which aiohttp will not take for long
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self.call(lambda: asyncio.run(tail()), job)
         except aiohttp.ClientError as error:
             raise ClusterError(f"{self.address} sends no more of {job}: {_reason(error)}") from None
 
