@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -47,6 +48,12 @@ def environment(cluster: Cluster, **more: str) -> dict[str, str | None]:
     return values | {"RAY_API_SERVER_ADDRESS": cluster.dashboard} | more
 
 
+def variables(cluster: Cluster, **more: str) -> dict[str, str]:
+    """The same, whole."""
+    values = os.environ | environment(cluster, **more)
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def command(cluster: Cluster, *arguments: Any, code: int = 0, **more: str) -> str:
     """What `esxsim` prints, in this process, or what it says of its failure."""
     found = CliRunner().invoke(
@@ -59,8 +66,7 @@ def command(cluster: Cluster, *arguments: Any, code: int = 0, **more: str) -> st
 
 def process(cluster: Cluster, *arguments: Any, code: int = 0, **more: str) -> str:
     """The same in a process of its own: with Ray connected."""
-    values = os.environ | environment(cluster, **more)
-    clean = {name: value for name, value in values.items() if value is not None}
+    clean = variables(cluster, **more)
     found = subprocess.run(
         [*MAIN, *map(str, arguments)], env=clean, capture_output=True, text=True, timeout=TOO_LONG_S
     )
@@ -90,10 +96,10 @@ def job(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Job:
     path = write(folder, PRESSED | {"images": "yaml.py"}, "pressed one.yaml")
     name = command(cluster, "submit", path, "--seed", 9).strip()
     seen: dict[str, None] = {}
-    while not (cluster.results / name / "report.json").exists():
-        seen |= dict.fromkeys(cluster.processes.values())
-        assert command(cluster, "logs", name)
-    assert command(cluster, "wait", name) == ""
+    with subprocess.Popen([*MAIN, "wait", name], env=variables(cluster)) as waiting:
+        while waiting.poll() is None:
+            seen |= dict.fromkeys(cluster.processes.values())
+    assert waiting.returncode == 0
     out = folder / "fetched"
     assert command(cluster, "fetch", name, "--out", out).split() == [
         "Report",
@@ -162,8 +168,10 @@ def test_a_job_that_is_stopped_keeps_what_it_has(cluster: Cluster, tmp_path: Pat
     path = write(tmp_path, PRESSED | LONG)
     name = command(cluster, "submit", path, "--name", "mine").strip()
     assert re.fullmatch(r"mine-[0-9a-f]{8}", name)
-    while not (cluster.results / "mine" / "manifest.json").exists():
-        assert "failed" not in command(cluster, "logs", name)
+    for _ in range(TOO_LONG_S):
+        if (cluster.results / "mine" / "manifest.json").exists():
+            break
+        Event().wait(1)
     assert f"job {name} has not ended" in command(cluster, "fetch", name, code=1)
     again = command(cluster, "submit", path, "--name", "mine", code=2)
     assert again == f"esxsim: --name: job {name} is writing to mine\n"
@@ -238,8 +246,7 @@ def test_half_a_gigabyte_comes_back_in_little_memory(cluster: Cluster, job: Job)
         "found = CliRunner().invoke(app, sys.argv[1:])\n"
         "print(found.exit_code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
-    values = os.environ | environment(cluster)
-    clean = {name: value for name, value in values.items() if value is not None}
+    clean = variables(cluster)
     out = job.out.with_name("large")
     said = subprocess.run(
         [sys.executable, "-c", code, "fetch", job.id, "--out", str(out)],
@@ -264,8 +271,7 @@ def test_a_cluster_without_tokens_is_used_with_a_warning(tmp_path: Path) -> None
         found = CliRunner().invoke(app, ["submit", str(path), "--wait"], env=environment(cluster))
         assert found.exit_code == 0, found.output
         assert f"warning: {cluster.dashboard} asks for no token" in found.stderr
-        values = os.environ | environment(cluster, RAY_AUTH_MODE="disabled")
-        clean = {name: value for name, value in values.items() if value is not None}
+        clean = variables(cluster, RAY_AUTH_MODE="disabled")
         ran = subprocess.run(
             [*MAIN, "run", str(path), "--out", str(tmp_path / "out"), "--address", cluster.head],
             env=clean,
