@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from cluster import ray_environment
 from cluster.cli import app
+from cluster.errors import ClusterError
 from cluster.jobs import actions, client
 
 VERSION = {"version": "4", "ray_version": ray.__version__}
@@ -223,3 +224,30 @@ def test_the_exit_code_of_a_job_is_that_of_its_run(
     info: Info, code: int, words: str | None
 ) -> None:
     assert actions.ending(info, "j") == (code, words)
+
+
+class Board:
+    """A dashboard that answers with these, one after the other."""
+
+    def __init__(self, *answers: Info | ClusterError) -> None:
+        self.answers = list(answers)
+
+    def info(self, job: str) -> Info:
+        found = self.answers.pop(0)
+        if isinstance(found, ClusterError):
+            raise found
+        return found
+
+
+def test_a_head_that_is_away_for_a_while_does_not_end_the_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(actions.time, "sleep", lambda s: None)
+    monkeypatch.setattr(actions, "LOST_MAX", 2)
+    running, away, ended = Info("RUNNING"), ClusterError("away"), Info("FAILED", 2, "why")
+    answers = [running, away, away, running, away, away, ended]
+    assert actions.wait(Board(*answers), "j")[0] == 2
+    with pytest.raises(ClusterError, match="away"):
+        actions.wait(Board(running, away, away, away, ended), "j")
+    with pytest.raises(ClusterError, match="away"):
+        actions.wait(Board(away, ended), "j")

@@ -28,6 +28,9 @@ NOT_THERE = (
 STOP_S = 120
 """How long the head lets a job write what it has before it is killed, in seconds: a barrier takes
 up to 60 (cluster.actors.STOP_S), and the tables come after it."""
+LOST_MAX = 60
+"""Times in a row, a second each at least, that the head may not answer while a job is waited for: a
+tunnel that breaks, or a head that is restarted, is no failure of the job."""
 _POLL_S = 1.0
 _FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 _NO_MODULE = "No module named 'cluster"
@@ -99,8 +102,15 @@ def _status(info: Any) -> str:
 
 def wait(board: Dashboard, job: str) -> tuple[int, str | None]:
     """Wait for the end of a job; the exit code that it had, and what to say of it."""
-    while _status(info := board.info(job)) not in _FINAL:
+    info, lost = board.info(job), 0
+    while _status(info) not in _FINAL:
         time.sleep(_POLL_S)
+        try:
+            info, lost = board.info(job), 0
+        except ClusterError:
+            lost += 1
+            if lost > LOST_MAX:
+                raise
     return ending(info, job)
 
 
