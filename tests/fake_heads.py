@@ -11,27 +11,26 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
-from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
 TOKEN = "right-token"
-VERSIONS = {"ray_version": "2.60.0", "python_version": "3.11.7"}
 
 
 @contextmanager
 def gcs(token: str | None, facts: dict[str, str], nodes: tuple[str, ...]) -> Iterator[str]:
     """The address of one that has these facts and nodes, for who shows its token."""
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
     def admit(context: Any) -> None:
         shown = dict(context.invocation_metadata()).get("authorization")
         if token is not None and shown != f"Bearer {token}":
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
 
-    class Facts(gcs_service_pb2_grpc.InternalKVGcsServiceServicer):  # type: ignore[misc]
+    class Facts(gcs_service_pb2_grpc.InternalKVGcsServiceServicer):
         def InternalKVGet(self, request: Any, context: Any) -> Any:  # noqa: N802
             admit(context)
             return gcs_service_pb2.InternalKVGetReply(value=json.dumps(facts).encode())
 
-    class Nodes(gcs_service_pb2_grpc.NodeInfoGcsServiceServicer):  # type: ignore[misc]
+    class Nodes(gcs_service_pb2_grpc.NodeInfoGcsServiceServicer):
         def GetAllNodeInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
             admit(context)
             reply = gcs_service_pb2.GetAllNodeInfoReply()

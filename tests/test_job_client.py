@@ -5,11 +5,11 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from fake_heads import TOKEN, dashboard
 from scenario_files import changed, write
 from typer.testing import CliRunner
@@ -19,7 +19,9 @@ from cluster.cli import app
 from cluster.errors import ClusterError
 from cluster.jobs import actions, client
 
-VERSION = {"version": "4", "ray_version": ray.__version__}
+pytestmark = pytest.mark.usefixtures("ray_ready")
+RAY = metadata.version("ray")
+VERSION = {"version": "4", "ray_version": RAY}
 ASKS = {"/api/authentication_mode": {"authentication_mode": "token"}, "/api/version": VERSION}
 OPEN = ASKS | {"/api/authentication_mode": {"authentication_mode": "disabled"}}
 
@@ -155,8 +157,7 @@ def test_another_ray_is_refused_before_anything_is_sent(tmp_path: Path, version:
         assert "Traceback" not in found.output
     else:
         assert last == (
-            f"esxsim: {address} runs Ray {version}, and this is Ray {ray.__version__}: "
-            "install the same on both"
+            f"esxsim: {address} runs Ray {version}, and this is Ray {RAY}: install the same on both"
         )
     assert all(path in answers for path, _ in asked)
 

@@ -26,7 +26,7 @@ from cluster.cli import app
 from cluster.jobs import actions
 from cluster.scenario_file import load
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_ready")]
 
 TOO_LONG_S = 240
 LONG = {"duration": "400 d"}

@@ -5,35 +5,42 @@ from __future__ import annotations
 import platform
 import socket
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
-import ray
 from fake_heads import TOKEN, gcs
 
-from cluster import ray_environment, ray_probe
+from cluster import ray_environment
 from cluster.errors import ClusterError, RefusedError, exit_code
 
-OURS = {"ray_version": ray.__version__, "python_version": platform.python_version()}
-SERVICES, RESOLVE = ray._private.services, "canonicalize_bootstrap_address_or_die"
+OURS = {"ray_version": metadata.version("ray"), "python_version": platform.python_version()}
+RESOLVE = "ray._private.services.canonicalize_bootstrap_address_or_die"
+SHOWS_TOKEN = "cluster.ray_probe.is_token_auth_enabled"
 HERE, ELSEWHERE = "127.0.0.1", "192.0.2.1"
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(ray_ready: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A home without a token, and a process that shows none."""
     for name in (ray_environment.TOKEN, ray_environment.TOKEN_PATH):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(ray_probe, "is_token_auth_enabled", lambda: True)
+    monkeypatch.setattr(SHOWS_TOKEN, lambda: True)
     # Or Ray reads 127.0.0.1 as the machine's outward address.
-    monkeypatch.setattr(SERVICES, RESOLVE, lambda address: address)
+    monkeypatch.setattr(RESOLVE, lambda address: address)
     yield tmp_path
+
+
+def check(head: str) -> str | None:
+    from cluster import ray_probe  # not before Ray's environment is set
+
+    return ray_probe.check(head)
 
 
 def refusal(head: str) -> str:
     with pytest.raises(RefusedError) as caught:
-        ray_probe.check(head)
+        check(head)
     assert exit_code(caught.value) == 2
     text = str(caught.value)
     assert "\n" not in text and TOKEN not in text
@@ -43,13 +50,13 @@ def refusal(head: str) -> str:
 def test_a_head_that_will_have_us_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ray_environment.TOKEN, TOKEN)
     with gcs(TOKEN, OURS, (ELSEWHERE, HERE)) as head:
-        assert ray_probe.check(head) is None
+        assert check(head) is None
 
 
 def test_a_head_that_asks_for_no_token_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_probe, "is_token_auth_enabled", lambda: False)
+    monkeypatch.setattr(SHOWS_TOKEN, lambda: False)
     with gcs(None, OURS, (HERE,)) as head:
-        assert f"the Ray cluster at {head} asks for no token" in str(ray_probe.check(head))
+        assert f"the Ray cluster at {head} asks for no token" in str(check(head))
 
 
 def test_a_token_is_wrong_missing_or_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +64,7 @@ def test_a_token_is_wrong_missing_or_not_asked_for(monkeypatch: pytest.MonkeyPat
         assert refusal(head).startswith(f"no token for the Ray cluster at {head}: set RAY_AUTH")
         monkeypatch.setenv(ray_environment.TOKEN, "wrong")
         assert "refuses the token" in refusal(head)
-        monkeypatch.setattr(ray_probe, "is_token_auth_enabled", lambda: False)
+        monkeypatch.setattr(SHOWS_TOKEN, lambda: False)
         assert refusal(head).startswith(f"the Ray cluster at {head} asks for a token: set RAY_AUTH")
 
 
@@ -82,7 +89,7 @@ def test_what_is_no_head_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server((HERE, 0)) as server:  # takes the connection, and says nothing
         head = f"{HERE}:{server.getsockname()[1]}"
         with pytest.raises(ClusterError, match="no answer within") as caught:
-            ray_probe.check(head)
+            check(head)
     assert exit_code(caught.value) == 1
     assert refusal(head).startswith(f"what answers at {head} is no head of a Ray cluster")
 
@@ -91,9 +98,9 @@ def test_auto_without_a_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     def finds_none(address: str) -> str:
         raise ConnectionError("Could not find any running Ray instance.\nPlease specify the one")
 
-    monkeypatch.setattr(SERVICES, RESOLVE, finds_none)
+    monkeypatch.setattr(RESOLVE, finds_none)
     with pytest.raises(ClusterError, match=r"^no Ray cluster at auto: none runs on this machine"):
-        ray_probe.check("auto")
+        check("auto")
 
 
 # The token
