@@ -196,10 +196,6 @@ class Dashboard:
         """Ask a job to end; False where it has ended."""
         return bool(self.call(lambda: self._client.stop_job(job), job))
 
-    def delete(self, job: str) -> None:
-        """Forget a job that has ended."""
-        self.call(lambda: self._client.delete_job(job), job)
-
     def logs(self, job: str) -> str:
         """All that a job printed until now."""
         return str(self.call(lambda: self._client.get_job_logs(job), job))
