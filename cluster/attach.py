@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray.util import list_named_actors
 
+from cluster import ray_probe
 from cluster.coordinator import Progress
 from cluster.errors import ClusterError
 
@@ -34,6 +35,7 @@ def start(actor: Any, run: str, options: dict[str, Any], *arguments: Any) -> Any
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[None]:
     """A connection to a cluster that exists, to look on. Raises ClusterError."""
+    ray_probe.check(address)
     try:
         ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:

@@ -14,6 +14,7 @@ import typer
 
 from cluster.command_line import DATA_ROOT, DataRoot, speak
 from cluster.ending import fail, guarded
+from cluster.jobs import commands as jobs
 from cluster.run_command import run
 from cluster.studies import commands
 from cluster.top_command import top
@@ -155,6 +156,7 @@ def import_(
     typer.echo(f"Trace          {out}")
 
 
+jobs.register(app)
 app.command()(commands.capacity)
 app.command()(commands.compare)
 

@@ -14,6 +14,10 @@ class ClusterError(Exception):
     """Ray cannot be started or reached, or lost a process of the run."""
 
 
+class RefusedError(Exception):
+    """What the user said of a Ray cluster is wrong: its address, a token, a version, a job."""
+
+
 class NoClusterError(ClusterError):
     """There is no cluster of Ray to run on."""
 
@@ -44,7 +48,7 @@ class BrokenHostError(BrokenInvariantError):
 
 def exit_code(error: Exception) -> int | None:
     """The exit code of the command for `error`; None for a bug, which keeps its traceback."""
-    if isinstance(error, InputError | TraceError | OutputError):
+    if isinstance(error, InputError | TraceError | OutputError | RefusedError):
         return 2
     if isinstance(
         error, ClusterError | StoppedError | StudyError | WriteError | BrokenInvariantError

@@ -1,5 +1,6 @@
 """What is to be seen to before Ray is imported: its environment, which it reads once, then; and
 whether a head answers, for which Ray itself would try for minutes and fill the screen meanwhile.
+And the token that a cluster asks for, found where Ray finds it, and never part of a message.
 """
 
 from __future__ import annotations
@@ -8,10 +9,15 @@ import os
 import re
 import secrets
 import socket
+from pathlib import Path
 
 CONNECT_S = 5.0
 """How long a head may take to answer."""
 ALLOWED = "auto, local, or HOST:PORT of the head of a Ray cluster"
+MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+GIVE_TOKEN = f"set {MODE}=token, and {TOKEN}, {TOKEN_PATH} or ~/.ray/auth_token to its token"
+"""What to do where a cluster asks for a token."""
+_TOKEN = re.compile(r"[\x21-\x7e]+", re.ASCII)
 _HEAD = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):([0-9]{1,5})", re.ASCII)
 
 
@@ -37,6 +43,26 @@ def why_unreachable(address: str) -> str | None:
     except OSError as error:
         return f"nothing answers at {address} ({error.strerror or error})"
     return None
+
+
+def find_token() -> str | None:
+    """The token, as Ray looks for it: the variable, the file that another names, the file in the
+    user's home. Raises ValueError where it cannot be one; the message does not have it."""
+    text, where = os.environ.get(TOKEN, ""), TOKEN
+    if not text:
+        named = os.environ.get(TOKEN_PATH)
+        path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+        where = str(path)
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, ValueError):
+            if named:
+                raise ValueError(f"{TOKEN_PATH}: {named!a} cannot be read") from None
+            return None
+    text = text.strip()
+    if not _TOKEN.fullmatch(text):
+        raise ValueError(f"{where}: must hold a token, one line of printable characters")
+    return text
 
 
 def prepare(own_cluster: bool) -> None:

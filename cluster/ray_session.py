@@ -10,10 +10,13 @@ from typing import Any
 
 import ray
 
+from cluster import ray_probe
 from cluster.errors import LostError, NoClusterError
+from cluster.log import LOG
 from hostsim.jit import CACHE_VARIABLE
 
 _api: Any = ray  # for what carries no types
+_NO_CLUSTER = (RuntimeError, ValueError, OSError, ray.exceptions.RayError)
 
 
 def cpus() -> int:
@@ -84,7 +87,7 @@ def session(
 
     Our own listens on the loopback device only, and asks for the token that
     `ray_environment.prepare` made before Ray was imported. Ray starts inside `starting`. Yields
-    facts of the cluster. Raises NoClusterError.
+    facts of the cluster. Raises NoClusterError, or RefusedError where the address is wrong.
     """
     internals = _api._private
     # Or Ray makes an exit of SIGTERM while it starts, and what it had started stays for a minute.
@@ -98,6 +101,9 @@ def session(
         _start_less()
     else:
         options |= {"address": address}
+        warning = ray_probe.check(address)
+        if warning is not None:
+            LOG.warning("%s", warning)
     cache = os.environ.get(CACHE_VARIABLE)
     if cache is not None:
         options["runtime_env"] = {"env_vars": {CACHE_VARIABLE: cache}}
@@ -105,9 +111,10 @@ def session(
         try:
             with starting:
                 ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+        except _NO_CLUSTER as error:
             where = "on this machine" if address is None else f"at {address}"
-            raise NoClusterError(f"no Ray cluster {where}: {error}") from error
+            why = " ".join(str(error).split())
+            raise NoClusterError(f"no Ray cluster {where}: {why}") from error
         yield {
             "ray": ray.__version__,
             "nodes": sum(node["Alive"] for node in _api.nodes()),

@@ -34,10 +34,10 @@ from typer.testing import CliRunner
 from cluster import live, top
 from cluster.cli import app
 from cluster.coordinator import Progress
+from cluster.files import OutputError
 from cluster.live import FILE, HostView, View, VmView
 from cluster.looking import ENDED, LOST, QUIET, RUNS, Look, into
 from cluster.messages import CAUSES, LEVELS
-from cluster.tables import OutputError
 from cluster.top_view import Screen
 from hostsim.invariants import BrokenInvariantError
 from hostsim.units import GIB

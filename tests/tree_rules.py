@@ -11,7 +11,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("hostsim", "cluster", "cluster.policy", "cluster.reproduction", "cluster.studies")
+PACKAGES = (
+    "hostsim",
+    "cluster",
+    "cluster.policy",
+    "cluster.reproduction",
+    "cluster.studies",
+    "cluster.jobs",
+)
 
 LAYERS = [
     # One host. Policies and mechanisms over its state, the pipeline, the façade, then its bytes.
@@ -72,6 +79,7 @@ LAYERS = [
     "cluster.fleet",
     "cluster.checkpoint",
     "cluster.coordinator cluster.resumption",
+    "cluster.ray_probe",
     "cluster.ray_session cluster.stopping cluster.recovery",
     "cluster.attach cluster.metrics",
     "cluster.actors cluster.progress cluster.why cluster.looking",
@@ -103,7 +111,12 @@ LAYERS = [
     "cluster.studies.capacity",
     "cluster.command_line",
     "cluster.run_command cluster.studies.commands",
+    # The same from outside the cluster.
+    "cluster.jobs.bundle cluster.jobs.upload cluster.jobs.client",
+    "cluster.jobs.actions",
+    "cluster.jobs.commands",
     "cluster.cli",
+    "cluster.jobs.head",
 ]
 """From the lowest: a module imports from lower lines only, never from its own."""
 
@@ -121,9 +134,10 @@ HOSTSIM_ALSO = {
 }
 RAY_IN = (
     *("cluster.ray_session", "cluster.actors", "cluster.attach", "cluster.metrics"),
-    "cluster.studies.tasks",
+    *("cluster.studies.tasks", "cluster.ray_probe", "cluster.jobs.client", "cluster.jobs.actions"),
 )
-"""The connection; hosts in actors, found by name; numbers for Prometheus; whole runs in tasks."""
+"""The connection; hosts in actors, found by name; numbers for Prometheus; whole runs in tasks;
+what a cluster says before we use it; its Jobs API."""
 
 BANNED_MODULES = (
     *("time", "datetime", "random", "secrets", "uuid"),
@@ -144,6 +158,8 @@ ALLOWED = {
     ("cluster.looking", "time"): "how old a run's news are",
     ("cluster.top", "time"): "how often the terminal is written to",
     ("cluster.log", "time"): "when a line was said",
+    ("cluster.jobs.actions", "secrets"): "the id of a job",
+    ("cluster.jobs.actions", "time"): "how often the head is asked",
     ("cluster.progress", "time"): "how often the terminal is written to",
     ("cluster.ray_environment", "secrets"): "the token of a Ray session",
 }
