@@ -23,16 +23,18 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster import attach, live, metrics, standing
 from cluster.checkpoint import RUN_FILE, Checkpoint
 from cluster.coordinator import Coordinator, Keep, Outcome, Progress, Watch
-from cluster.errors import ClusterError, LostError
+from cluster.errors import ClusterError, LostError, RefusedError
 from cluster.fleet import Finish, Saved, merge
 from cluster.host_set import HostSet, Images, Sketching, Snapshots
 from cluster.messages import EpochReport, MoveIn, MoveOut, Order
 from cluster.population import HostSpec, Population
 from cluster.ray_session import cause_of, cpus, got, nodes_with_cpus
 from cluster.scenario_file import Loaded
+from cluster.simulator import simulator
 from hostsim.host import warm
 from hostsim.units import HostId
 
+_api: Any = ray  # for what carries no types
 HOSTS_PER_CPU = 2
 """`auto` gives each host its own actor up to this many a CPU; beyond, actors as many as CPUs."""
 POLL_S = 0.25
@@ -81,8 +83,9 @@ class HostActor:
         if snapshots is not None:
             self._hosts.restore(snapshots, setup.off)
 
-    def ready(self) -> None:
-        """Answers once the hosts are made and their kernels loaded."""
+    def ready(self) -> tuple[str, str]:
+        """Answers once the hosts are made and their kernels loaded: where, and which esxsim."""
+        return _api.util.get_node_ip_address(), simulator()
 
     def take(self, orders: Sequence[MoveOut]) -> Images:
         """See HostSet.take."""
@@ -162,8 +165,9 @@ class CoordinatorActor:
         self._stop = threading.Event()
         self._progress: Progress | None = None
 
-    def ready(self) -> None:
+    def ready(self) -> tuple[str, str]:
         """Answers once this process is there; nothing is written yet."""
+        return _api.util.get_node_ip_address(), simulator()
 
     def run(
         self,
@@ -285,13 +289,16 @@ def run(attempt: Attempt, watch: Watch, should_stop: Callable[[], bool]) -> Outc
 
 
 def _await_all(ready: list[Any]) -> None:
-    """Until all actors are there. Raises LostError when that takes too long, or one is not."""
+    """Until all actors are there. Raises LostError when that takes too long, or one is not, and
+    RefusedError where a node has another esxsim: its hosts would be others."""
     give_up_s = time.monotonic() + START_S
     # A signal is heeded between two looks.
     while len(ray.wait(ready, num_returns=len(ready), timeout=POLL_S)[0]) < len(ready):
         if time.monotonic() > give_up_s:
             raise LostError(f"the cluster did not start all hosts within {START_S:.0f} s")
-    ray.get(ready)
+    for node, found in ray.get(ready):
+        if found != simulator():
+            raise RefusedError(f"esxsim on node {node} is {found}, and here {simulator()}")
 
 
 def _watched(coordinator: Any, call: Any, watch: Watch, should_stop: Callable[[], bool]) -> Outcome:

@@ -19,6 +19,7 @@ from typing import Any
 
 from cluster.files import OutputError
 from cluster.fleet import Saved
+from cluster.simulator import simulator
 from cluster.tables import CHECKPOINTS
 from hostsim.packing import LAYOUT, VERSION
 from hostsim.units import HostId
@@ -70,12 +71,10 @@ class Checkpoint:
 
 def identity(scenario_digest: str) -> dict[str, Any]:
     """What a checkpoint and the run that goes on from it must have in common."""
-    from cluster import __version__
-
     return {
         "format": f"esxsim-checkpoint-{VERSION}",
         "layout": LAYOUT,
-        "esxsim": __version__,
+        "esxsim": simulator(),
         "scenario": scenario_digest,
     }
 

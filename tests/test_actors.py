@@ -275,3 +275,14 @@ def test_a_signal_while_ray_starts_leaves_nothing(tmp_path: Path, number: signal
     assert errors.splitlines() == ["esxsim: starting Ray", last]
     assert not out.exists()
     assert_gone(below)
+
+
+def test_a_node_with_another_esxsim_is_refused(actors: ModuleType) -> None:
+    import ray
+
+    from cluster.errors import RefusedError
+    from cluster.simulator import simulator
+
+    actors._await_all([ray.put(("10.0.0.2", simulator()))])
+    with pytest.raises(RefusedError, match=r"esxsim on node 10\.0\.0\.2 is 0\.0-x, and here"):
+        actors._await_all([ray.put(("10.0.0.1", simulator())), ray.put(("10.0.0.2", "0.0-x"))])

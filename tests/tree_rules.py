@@ -48,7 +48,7 @@ LAYERS = [
     "hostsim.snapshot",
     "hostsim.image",
     # Many hosts. What is read, what is said, what is decided, then what runs it.
-    "cluster.files",
+    "cluster.files cluster.simulator",
     "cluster.parts",
     "cluster.yaml_input cluster.scenario_text cluster.scenario_paths cluster.page_hashes"
     " cluster.hash_counts cluster.trace cluster.messages"

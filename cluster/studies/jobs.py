@@ -17,9 +17,10 @@ from cluster.execute import available_bytes, how, in_process
 from cluster.files import WriteError
 from cluster.population import populate
 from cluster.scenario_file import Loaded
+from cluster.simulator import simulator
 from cluster.stopping import Stop
 from cluster.studies.axes import Change
-from cluster.studies.store import Store, simulator
+from cluster.studies.store import Store
 from cluster.studies.sweep_file import Base
 from hostsim.host import warm
 

@@ -8,37 +8,25 @@ written aside and renamed: what has its name is whole.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from cluster import __version__, readback
 from cluster.files import OutputError, WriteError, write_json
+from cluster.simulator import simulator
 from cluster.tables import check_usable
-from hostsim.jit import CACHE_FOLDER
 
 MARK = "study.json"
 POINTS = "points"
 SCHEMA = 1
 _SLUG_MAX = 80
 _DIGEST_CHARS = 16
-
-
-@cache
-def simulator() -> str:
-    """Names what decides a result beside the scenario: the version, the kernels, and the sources
-    of the cluster."""
-    digest = hashlib.sha256(f"{__version__} {CACHE_FOLDER.name}".encode())
-    for source in sorted(Path(__file__).parents[1].glob("*.py")):
-        digest.update(source.read_bytes())
-    return f"{__version__}-{digest.hexdigest()[:_DIGEST_CHARS]}"
 
 
 def run_name(words: str, seed: int, digest: str) -> str:

@@ -1,7 +1,8 @@
 """Runs of a study as Ray tasks, each a whole run in a process of its own, as `--local` does it.
 
-A task may be on another machine, so a run comes back as its files, and is written here. Ray's
-retries are off: what failed once is told, not tried again.
+A task may be on another machine, so a run comes back as its files, and is written here. It changes
+nothing else, so that Ray may begin one again whose process or node was lost; one that failed is
+told, not tried again.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ from cluster import budget, ray_session
 from cluster.execute import LOCAL_PROCESSES, how, in_process
 from cluster.population import Population, populate
 from cluster.scenario_file import Loaded
+from cluster.simulator import simulator
 from cluster.stopping import Stop
 from cluster.studies.jobs import DONE, Job, Result, Runner, failed
-from cluster.studies.store import Store, files_of, simulator, write_files
+from cluster.studies.store import Store, files_of, write_files
 from cluster.studies.sweep_file import Base
 from hostsim.host import warm
 
 _api: Any = ray  # for what carries no types
 POLL_S = 0.25
+RETRIES = 3
+"""A run whose process or node is lost begins again, so often; one that fails does not."""
 
 
 def simulate(loaded: Loaded, population: Population, how_run: dict[str, Any]) -> dict[str, bytes]:
@@ -99,7 +103,7 @@ class _Tasks:
         needed = budget.check(population, sample, LOCAL_PROCESSES, self.memory)
         facts = {"fleet": "ray task", "ray_cluster": self.facts, "simulator": simulator()}
         light = replace(loaded, trace=None, trace_vms=None, hashes={})
-        options = {"num_cpus": 1, "memory": needed, "max_retries": 0}
+        options = {"num_cpus": 1, "memory": needed, "max_retries": RETRIES}
         return self.remote.options(**options).remote(light, population, how(False, facts))
 
     def _take(self, job: Job, call: Any) -> None:
