@@ -6,16 +6,18 @@ and the driver itself of a cluster that the command started, over as many runs a
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from os import kill
 from pathlib import Path
 from random import Random
 
 import pytest
-from chaos import Voyage, assert_same, killed, scenario
+from chaos import BOUND_S, Voyage, assert_same, killed, scenario
 from cluster_builders import manifest_of
 
 from cluster import execute
@@ -54,7 +56,7 @@ def faults(random: Random, most: int) -> Callable[[Voyage, int], str | None]:
         time.sleep(random.uniform(0, 1.5))
         kind = random.choice(KINDS)
         if kind == "stop":
-            kill(driver, signal.SIGTERM)
+            os.kill(driver, signal.SIGTERM)
             return kind
         for _ in range(100):  # between two attempts there may be none
             told = killed(kind, driver, random)
@@ -64,6 +66,42 @@ def faults(random: Random, most: int) -> Callable[[Voyage, int], str | None]:
         return None
 
     return next_fault
+
+
+POISONED = """
+import os
+from cluster import ray_environment
+ray_environment.prepare(own_cluster=True)
+from cluster import actors, cli
+
+class Poisoned(actors.HostActor):
+    def run(self, orders, first_epoch, *more):
+        if first_epoch >= 60 and any(host == 3 for host in self._hosts.ids()):
+            os._exit(1)
+        return super().run(orders, first_epoch, *more)
+
+actors.HostActor = Poisoned
+cli.main()
+"""
+
+
+def test_a_host_that_always_dies_ends_the_run_with_the_reason(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["run", str(scenario(tmp_path)), "--out", str(out), "--checkpoint-every", "0.2"]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    found = subprocess.run(
+        [sys.executable, "-c", POISONED, *arguments],
+        capture_output=True,
+        text=True,
+        env=clean,
+        timeout=2 * BOUND_S,
+    )
+    assert found.returncode == 1 and "Traceback" not in found.stderr
+    last = found.stderr.splitlines()[-1]
+    assert "Poisoned on 127.0.0.1 died (5 times in a row after epoch" in last
+    manifest = manifest_of(out)
+    assert manifest["partial"] and "5 times in a row" in manifest["reason"]
+    assert list((out / "checkpoints").iterdir())  # for when the host has been mended
 
 
 def test_dozens_of_faults_do_not_show(whole: Path, tmp_path: Path) -> None:
