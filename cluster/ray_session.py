@@ -16,7 +16,6 @@ from cluster.log import LOG
 from hostsim.jit import CACHE_VARIABLE
 
 _api: Any = ray  # for what carries no types
-_NO_CLUSTER = (RuntimeError, ValueError, OSError, ray.exceptions.RayError)
 
 
 def cpus() -> int:
@@ -111,14 +110,12 @@ def session(
         try:
             with starting:
                 ray.init(**options)
-        except _NO_CLUSTER as error:
+            alive = sum(node["Alive"] for node in _api.nodes())
+            facts = {"ray": ray.__version__, "nodes": alive, "cpus": cpus()}
+        except Exception as error:  # of any kind: where a process dies meanwhile, a bare one
             where = "on this machine" if address is None else f"at {address}"
             why = " ".join(str(error).split())
             raise NoClusterError(f"no Ray cluster {where}: {why}") from error
-        yield {
-            "ray": ray.__version__,
-            "nodes": sum(node["Alive"] for node in _api.nodes()),
-            "cpus": cpus(),
-        }
+        yield facts
     finally:
         ray.shutdown()

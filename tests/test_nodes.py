@@ -204,5 +204,6 @@ def test_a_stranger_is_not_let_in(nodes: Nodes, tmp_path: Path) -> None:
         text=True,
         timeout=120,
     )
-    assert found.returncode == 1 and "Traceback" not in found.stderr
+    assert found.returncode == 2 and "Traceback" not in found.stderr
+    assert "refuses the token" in found.stderr and nodes.token not in found.stderr
     assert not (tmp_path / "out").exists()
