@@ -14,12 +14,17 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from cluster.k8s import command as k8s
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="How many VMs fit on these hosts if memory is overcommitted, and what does it cost?",
 )
+
+app.add_typer(k8s.app, name="k8s")
+app.command()(k8s.publish)
 
 ScenarioPath = Annotated[Path, typer.Argument(metavar="SCENARIO", help="Scenario file (YAML).")]
 DataRoot = Annotated[

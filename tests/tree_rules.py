@@ -11,7 +11,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("hostsim", "cluster", "cluster.policy", "cluster.reproduction", "cluster.studies")
+PACKAGES = (
+    "hostsim",
+    "cluster",
+    "cluster.policy",
+    "cluster.reproduction",
+    "cluster.studies",
+    "cluster.k8s",
+)
 
 LAYERS = [
     # One host. Policies and mechanisms over its state, the pipeline, the façade, then its bytes.
@@ -92,6 +99,13 @@ LAYERS = [
     "cluster.studies.tasks cluster.studies.results",
     "cluster.studies.sweep",
     "cluster.studies.capacity",
+    # Runs elsewhere.
+    "cluster.publish cluster.k8s.inputs cluster.k8s.pods cluster.k8s.outcome"
+    " cluster.k8s.yaml_output",
+    "cluster.k8s.objects cluster.k8s.api",
+    "cluster.k8s.follow",
+    "cluster.k8s.fetch",
+    "cluster.k8s.command",
     "cluster.cli",
 ]
 """From the lowest: a module imports from lower lines only, never from its own."""
@@ -124,6 +138,7 @@ ALLOWED = {
     ("cluster.coordinator", "time"): "timings of the manifest, which no result holds",
     ("cluster.fleet", "time"): "busy time of an actor, for the manifest",
     ("cluster.progress", "time"): "how often the terminal is written to",
+    ("cluster.k8s.follow", "time"): "how long is waited for a cluster",
     ("cluster.ray_environment", "secrets"): "the token of a Ray session",
 }
 
