@@ -6,7 +6,7 @@ Nothing here decides anything. The client is imported on connecting, for it is a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,10 @@ GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 TIMEOUT_S = (5, 60)
 """To connect, and for an answer."""
 FIELD_MANAGER = "esxsim"
+_END = 3
+"""The channel of a command in a pod that says how it ended (v4.channel.k8s.io)."""
+_RAW: Values = {"_request_timeout": TIMEOUT_S, "_preload_content": False}
+"""We read answers ourselves: the client's own types refuse what a newer server may say."""
 
 
 class MissingError(ClusterError):
@@ -63,42 +67,39 @@ class Cluster:
     def create(self, body: Values) -> None:
         """Make an object of a run, or the pod that fetches. Fields that the server does not know
         are refused."""
-        with self._told(f"{body['kind']} {body['metadata']['name']}"):
-            options = {"field_validation": "Strict", "field_manager": FIELD_MANAGER}
-            self._make(body, **options, _request_timeout=TIMEOUT_S)
-
-    def _make(self, body: Values, **options: Any) -> None:
         kind, where = body["kind"], self.namespace
-        if kind == "ConfigMap":
-            self._core.create_namespaced_config_map(where, body, **options)
-        elif kind == "NetworkPolicy":
-            self._network.create_namespaced_network_policy(where, body, **options)
-        elif kind == "Pod":
-            self._core.create_namespaced_pod(where, body, **options)
-        else:
-            self._custom.create_namespaced_custom_object(
-                GROUP, VERSION, where, PLURAL, body, **options
-            )
+        options: Values = _RAW | {"field_validation": "Strict", "field_manager": FIELD_MANAGER}
+        with self._told(f"{kind} {body['metadata']['name']}"):
+            if kind == "ConfigMap":
+                answer = self._core.create_namespaced_config_map(where, body, **options)
+            elif kind == "NetworkPolicy":
+                answer = self._network.create_namespaced_network_policy(where, body, **options)
+            elif kind == "Pod":
+                answer = self._core.create_namespaced_pod(where, body, **options)
+            else:
+                answer = self._custom.create_namespaced_custom_object(
+                    GROUP, VERSION, where, PLURAL, body, **options
+                )
+            _json(answer)
 
     def delete(self, kind: str, name: str) -> bool:
         """Delete an object, what it owns in the background. False where it is not there."""
+        where = self.namespace
+        options: Values = _RAW | {"propagation_policy": "Background"}
         try:
             with self._told(f"{kind} {name}"):
-                options: Values = {
-                    "propagation_policy": "Background",
-                    "_request_timeout": TIMEOUT_S,
-                }
                 if kind == "ConfigMap":
-                    self._core.delete_namespaced_config_map(name, self.namespace, **options)
+                    answer = self._core.delete_namespaced_config_map(name, where, **options)
                 elif kind == "NetworkPolicy":
-                    self._network.delete_namespaced_network_policy(name, self.namespace, **options)
+                    answer = self._network.delete_namespaced_network_policy(name, where, **options)
                 elif kind == "Pod":
                     options["grace_period_seconds"] = 0
-                    self._core.delete_namespaced_pod(name, self.namespace, **options)
+                    answer = self._core.delete_namespaced_pod(name, where, **options)
                 else:
-                    self._custom.delete_namespaced_custom_object(
-                        GROUP, VERSION, self.namespace, PLURAL, name, **options
+                    answer = self._custom.delete_namespaced_custom_object(
+                        GROUP, VERSION, where, PLURAL, name, **options
                     )
+                _json(answer)
         except MissingError:
             return False
         return True
@@ -106,10 +107,11 @@ class Cluster:
     def job(self, name: str) -> Values:
         """A RayJob."""
         with self._told(f"RayJob {name}"):
-            found: Values = self._custom.get_namespaced_custom_object(
-                GROUP, VERSION, self.namespace, PLURAL, name, _request_timeout=TIMEOUT_S
+            return _json(
+                self._custom.get_namespaced_custom_object(
+                    GROUP, VERSION, self.namespace, PLURAL, name, **_RAW
+                )
             )
-        return found
 
     def job_changes(self, name: str, since: Values, seconds: int) -> Iterator[Values]:
         """A RayJob each time that it changes after `since`, for some seconds; one that is deleted
@@ -138,34 +140,30 @@ class Cluster:
             found = self._core.list_namespaced_pod(
                 self.namespace,
                 label_selector=f"{RUN_LABEL}={name},batch.kubernetes.io/job-name={name}",
-                _request_timeout=TIMEOUT_S,
+                **_RAW,
             )
-        pods: list[Values] = self._api.sanitize_for_serialization(found.items)
+            pods: list[Values] = _json(found)["items"]
         return sorted(pods, key=lambda one: one["metadata"]["creationTimestamp"])
 
     def pod(self, name: str) -> Values:
         """A pod."""
         with self._told(f"pod {name}"):
-            found = self._core.read_namespaced_pod(name, self.namespace, _request_timeout=TIMEOUT_S)
-        pod: Values = self._api.sanitize_for_serialization(found)
-        return pod
+            return _json(self._core.read_namespaced_pod(name, self.namespace, **_RAW))
 
     def log(self, pod: str, *, follow: bool) -> Iterator[bytes]:
         """A pod's log in pieces; with `follow`, until its container ends."""
+        # A run may be silent for hours.
+        options = {} if follow else {"_request_timeout": TIMEOUT_S}
         with self._told(f"log of pod {pod}"):
             answer = self._core.read_namespaced_pod_log(
-                pod,
-                self.namespace,
-                follow=follow,
-                _preload_content=False,
-                _request_timeout=(TIMEOUT_S[0], None if follow else TIMEOUT_S[1]),
+                pod, self.namespace, follow=follow, _preload_content=False, **options
             )
             try:
                 yield from answer.stream(decode_content=False)
             finally:
                 answer.release_conn()
 
-    def output(self, pod: str, command: list[str]) -> Iterator[bytes]:
+    def output(self, pod: str, command: list[str]) -> Generator[bytes, None, None]:
         """What a command in a pod writes to stdout. Raises ClusterError where it fails."""
         with self._told(f"command in pod {pod}"):
             stream = self._k8s.stream.stream(
@@ -181,13 +179,17 @@ class Cluster:
                 _preload_content=False,
             )
             said = b""
-            while stream.is_open():
-                stream.update(timeout=TIMEOUT_S[1])
-                while stream.peek_stdout():
-                    yield stream.read_stdout()
-                while stream.peek_stderr():
-                    said += stream.read_stderr()
-            if stream.returncode != 0:
+            try:
+                while stream.is_open():
+                    stream.update(timeout=TIMEOUT_S[1])
+                    while stream.peek_stdout():
+                        yield stream.read_stdout()
+                    while stream.peek_stderr():
+                        said += stream.read_stderr()
+                end = stream.read_channel(_END)
+            finally:
+                stream.sock.close()  # its own close() leaves the socket open after the server's
+            if not end or json.loads(end)["status"] != "Success":
                 why = said.decode(errors="replace").strip() or "the connection ended"
                 raise ClusterError(f"{command[0]} in pod {pod} failed: {why}")
 
@@ -201,10 +203,18 @@ class Cluster:
             why = _message(error)
             if error.status == 404 and what.startswith("RayJob") and "could not find" in why:
                 raise ClusterError("the cluster knows no RayJob: is KubeRay installed?") from None
+            if error.status == 409:
+                why = f"is there already: wait for it, or `esxsim k8s delete` it first; {why}"
             kind = MissingError if error.status == 404 else ClusterError
             raise kind(f"{what}: {why}") from None
         except (self._k8s.config.ConfigException, *_network_errors()) as error:
             raise ClusterError(f"{what}: {error}") from None
+
+
+def _json(answer: Any) -> Values:
+    """What the API server answered."""
+    found: Values = json.loads(answer.data)
+    return found
 
 
 def _network_errors() -> tuple[type[Exception], ...]:

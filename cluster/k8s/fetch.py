@@ -12,6 +12,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 from cluster.errors import ClusterError
@@ -68,7 +69,8 @@ def fetch(cluster: Cluster, run: str, image: str, results_claim: str, out: Path)
         until_running(cluster, name, START_S)
         without = [f"--exclude=./{one}" for one in LEFT_OUT]
         command = ["tar", "--create", *without, "--directory", f"{RESULTS}/{run}", "."]
-        unpack(cluster.output(name, command), out)
+        with closing(cluster.output(name, command)) as pieces:
+            unpack(pieces, out)
     finally:
         cluster.delete("Pod", name)
 
