@@ -47,6 +47,8 @@ class Cluster:
         configuration = client.client.Configuration.get_default_copy()
         configuration.retries = 1
         self._api = client.client.ApiClient(configuration)
+        # Few requests, long apart: a connection that is kept would only be cut by then.
+        self._api.set_default_header("Connection", "close")
         self._core = client.client.CoreV1Api(self._api)
         self._network = client.client.NetworkingV1Api(self._api)
         self._custom = client.client.CustomObjectsApi(self._api)
@@ -188,7 +190,7 @@ class Cluster:
                         said += stream.read_stderr()
                 end = stream.read_channel(_END)
             finally:
-                stream.sock.close()  # its own close() leaves the socket open after the server's
+                stream.sock.shutdown()  # close() leaves the socket open where the server closed first
             if not end or json.loads(end)["status"] != "Success":
                 why = said.decode(errors="replace").strip() or "the connection ended"
                 raise ClusterError(f"{command[0]} in pod {pod} failed: {why}")
