@@ -56,7 +56,7 @@ def order(folder: Path) -> list[str]:
 def shown(url: str) -> str:
     """A URL as messages show it: without what may be a secret."""
     parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _check_whole(folder: Path) -> None:
@@ -73,7 +73,7 @@ def _system(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it."""
     parts = urlsplit(url)
     if "://" not in url or not url.isprintable() or not parts.scheme:
-        raise OutputError(f"{shown(url)!r} must be a URL, such as s3://bucket/runs")
+        raise OutputError(f"{url[:60]!a} must be a URL, such as s3://bucket/runs")
     if "@" in parts.netloc:
         raise OutputError(f"{shown(url)}: credentials come from the environment, not from the URL")
     try:
