@@ -190,7 +190,7 @@ class Cluster:
                         said += stream.read_stderr()
                 end = stream.read_channel(_END)
             finally:
-                stream.sock.shutdown()  # close() leaves the socket open where the server closed first
+                stream.sock.shutdown()  # close() does nothing once the server has closed
             if not end or json.loads(end)["status"] != "Success":
                 why = said.decode(errors="replace").strip() or "the connection ended"
                 raise ClusterError(f"{command[0]} in pod {pod} failed: {why}")
