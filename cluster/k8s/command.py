@@ -23,7 +23,11 @@ Result = TypeVar("Result")
 
 CLAIM = "esxsim-results"
 DAY_S = 86_400
-_NAME = re.compile(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", re.ASCII)
+_RUN = re.compile(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", re.ASCII)
+"""A RayJob's name (KubeRay, validation.go)."""
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
+_OBJECT = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
+"""Names of a namespace, and of other objects (Kubernetes, Object Names and IDs)."""
 _MEMORY = re.compile(r"([1-9][0-9]{0,5})(Mi|Gi)", re.ASCII)
 _MEMORY_MIN_MIB = 1024
 """Below, Ray's own processes leave nothing for hosts."""
@@ -197,19 +201,27 @@ def logs(
 @app.command()
 def fetch(
     name: Run,
-    image: Image,
     namespace: Namespace = "esxsim",
     context: Context = None,
-    results_claim: ResultsClaim = CLAIM,
     out: Annotated[Path | None, typer.Option(help="New folder; default: runs/NAME.")] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Image of the pod that reads; default: the run's.")
+    ] = None,
+    results_claim: Annotated[
+        str | None, typer.Option(help="PersistentVolumeClaim of the results; default: the run's.")
+    ] = None,
 ) -> None:
     """Copy the results of a run, report and tables, to a folder here."""
     from cluster.k8s import fetch as fetching
 
-    _one_of_names("NAME", name)
+    _check_name("NAME", name, _RUN)
+    _check_name("--results-claim", results_claim, _OBJECT)
     folder = out or Path("runs") / name
     cluster = _guarded(lambda: _connect(context, namespace))
-    _guarded(lambda: fetching.fetch(cluster, name, image, results_claim, folder))
+    if image is None or results_claim is None:
+        used = _guarded(lambda: fetching.source(cluster, name))
+        image, results_claim = image or used[0], results_claim or used[1]
+    _guarded(lambda: fetching.fetch(cluster, name, str(image), str(results_claim), folder))
     typer.echo(f"Results        {folder}")
 
 
@@ -268,12 +280,12 @@ def _check_names(
     queue: str | None,
     publish_secret: str | None,
 ) -> None:
-    _one_of_names("--namespace", namespace)
-    _one_of_names("--name", name)
-    _one_of_names("--results-claim", results_claim)
-    _one_of_names("--data-claim", data_claim)
-    _one_of_names("--queue", queue)
-    _one_of_names("--publish-secret", publish_secret)
+    _check_name("--namespace", namespace, _LABEL)
+    _check_name("--name", name, _RUN)
+    _check_name("--results-claim", results_claim, _OBJECT)
+    _check_name("--data-claim", data_claim, _OBJECT)
+    _check_name("--queue", queue, _LABEL)
+    _check_name("--publish-secret", publish_secret, _OBJECT)
 
 
 def _check_words(
@@ -289,10 +301,12 @@ def _check_words(
         _fail("--publish-secret: is for --publish, which is not given", 2)
 
 
-def _one_of_names(option: str, value: str | None) -> None:
-    if value is not None and not _NAME.fullmatch(value):
-        why = "must be small letters, digits and `-`, a letter first, 47 characters at most"
-        _fail(f"{option}: {value!a} {why}", 2)
+def _check_name(option: str, value: str | None, wanted: re.Pattern[str]) -> None:
+    if value is None or wanted.fullmatch(value):
+        return
+    most, more = {_RUN: (47, ", a letter first"), _LABEL: (63, "")}.get(wanted, (253, ", and dots"))
+    why = f"must be small letters, digits and `-`{more}, {most} characters at most"
+    _fail(f"{option}: {value!a} {why}", 2)
 
 
 def _mib(memory: str) -> int:

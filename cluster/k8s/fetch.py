@@ -16,7 +16,7 @@ from contextlib import closing
 from pathlib import Path
 
 from cluster.errors import ClusterError
-from cluster.k8s.api import Cluster
+from cluster.k8s.api import Cluster, MissingError
 from cluster.k8s.follow import until_running
 from cluster.k8s.objects import RESULTS
 from cluster.k8s.pods import RUN_LABEL, Values, claim, container, labels, mount, pod, scratch
@@ -53,6 +53,22 @@ def fetch_pod(run: str, namespace: str, image: str, results_claim: str) -> Value
     name = f"{run}-fetch"
     metadata = {"name": name, "namespace": namespace, "labels": labels(name)}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def source(cluster: Cluster, run: str) -> tuple[str, str]:
+    """The image of a run, and the claim that has its results. Raises ClusterError, also where the
+    run's RayJob has gone."""
+    try:
+        spec = cluster.job(run)["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+        volumes = {one["name"]: one for one in spec["volumes"]}
+        claimed = volumes["results"]["persistentVolumeClaim"]["claimName"]
+        return str(spec["containers"][0]["image"]), str(claimed)
+    except MissingError as error:
+        raise ClusterError(
+            f"{error}: name --image and --results-claim to read its results"
+        ) from None
+    except (LookupError, TypeError):
+        raise ClusterError(f"RayJob {run} is none of `esxsim k8s`: it has no results") from None
 
 
 def fetch(cluster: Cluster, run: str, image: str, results_claim: str, out: Path) -> None:

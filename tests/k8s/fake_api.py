@@ -35,6 +35,8 @@ class FakeApi:
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str], Object] = {}
         self.requests: list[tuple[str, str]] = []
+        self.made: list[tuple[str, Object]] = []
+        """Resource and body of what was created."""
         self.refuse: dict[tuple[str, str], tuple[int, str]] = {}
         """(method, resource) -> status and message of the answer."""
         self.states: list[Object] = []
@@ -117,6 +119,7 @@ def create(api: FakeApi, resource: str, body: Object) -> web.Response:
     name = body["metadata"]["name"]
     if (resource, name) in api.objects:
         return answer(409, f'{resource} "{name}" already exists')
+    api.made.append((resource, body))
     if resource == "pods":
         body["status"] = {"phase": api.pod_phase}
     api.add(resource, body)

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import schemas
 from fake_api import TOKEN, FakeApi, kubeconfig, serving
+from hypothesis import given
+from hypothesis import strategies as st
 from manifests import ROOT
 from policies import broken
 from scenario_files import changed, write
@@ -21,6 +23,7 @@ from typer.testing import CliRunner
 from cluster.cli import app
 from cluster.k8s import follow
 from cluster.k8s.fetch import fetch_pod
+from cluster.k8s.outcome import read
 
 IMAGE = "registry.example/esxsim:0.1.0"
 RUNNING = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
@@ -258,13 +261,14 @@ def archive(*entries: tuple[str, bytes], **links: str) -> bytes:
     return held.getvalue()
 
 
+SOURCE = ("--image", IMAGE, "--results-claim", "esxsim-results")
 RESULTS = (("./report.json", b"{}"), ("./points/a/hosts.parquet", bytes(range(256)) * 50))
 
 
 def test_fetch_copies_the_results_and_leaves_no_pod(api: FakeApi, tmp_path: Path) -> None:
     api.output = lambda words: (archive(*RESULTS), b"", 0)
     out = tmp_path / "here" / "mine"
-    code, printed, _ = run("fetch", "mine", "--image", IMAGE, "--out", str(out))
+    code, printed, _ = run("fetch", "mine", *SOURCE, "--out", str(out))
     assert code == 0
     assert str(out) in printed
     assert (out / "report.json").read_bytes() == b"{}"
@@ -292,7 +296,7 @@ def test_what_is_not_whole_does_not_appear(
 ) -> None:
     api.output = lambda words: output
     out = tmp_path / "here" / "mine"
-    code, _, said = run("fetch", "mine", "--image", IMAGE, "--out", str(out))
+    code, _, said = run("fetch", "mine", *SOURCE, "--out", str(out))
     assert code == 1
     assert wanted in said
     assert api.named("pods") == []
@@ -301,8 +305,33 @@ def test_what_is_not_whole_does_not_appear(
     assert list(out.parent.iterdir()) == []
 
 
+def test_fetch_knows_the_run_s_image_and_volume(
+    api: FakeApi, scenario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("submit", scenario, "--image", IMAGE, "--name", "mine", "--results-claim", "kept.here")
+    api.output = lambda words: (archive(*RESULTS), b"", 0)
+    assert run("fetch", "mine")[0] == 0
+    assert (tmp_path / "runs" / "mine" / "report.json").exists()
+    (pod,) = [body for resource, body in api.made if resource == "pods"]
+    assert pod["spec"]["containers"][0]["image"] == IMAGE
+    assert {"claimName": "kept.here"} in [
+        each.get("persistentVolumeClaim") for each in pod["spec"]["volumes"]
+    ]
+
+
+def test_fetch_of_a_run_whose_job_is_gone_needs_to_be_told(api: FakeApi, tmp_path: Path) -> None:
+    code, _, said = run("fetch", "mine", "--out", str(tmp_path / "x"))
+    assert code == 1
+    assert "name --image and --results-claim" in said
+    api.job("mine")
+    code, _, said = run("fetch", "mine", "--out", str(tmp_path / "x"))
+    assert code == 1
+    assert "has no results" in said
+
+
 def test_fetch_overwrites_nothing(api: FakeApi, tmp_path: Path) -> None:
-    code, _, said = run("fetch", "mine", "--image", IMAGE, "--out", str(tmp_path))
+    code, _, said = run("fetch", "mine", *SOURCE, "--out", str(tmp_path))
     assert code == 2
     assert "is there already" in said
     assert api.requests == []
@@ -310,7 +339,7 @@ def test_fetch_overwrites_nothing(api: FakeApi, tmp_path: Path) -> None:
 
 def test_a_pod_that_does_not_start_says_why(api: FakeApi, tmp_path: Path) -> None:
     api.pod_phase = "Failed"
-    code, _, said = run("fetch", "mine", "--image", IMAGE, "--out", str(tmp_path / "x"))
+    code, _, said = run("fetch", "mine", *SOURCE, "--out", str(tmp_path / "x"))
     assert code == 1
     assert "does not run" in said
     assert api.named("pods") == []
@@ -340,6 +369,24 @@ def test_delete_takes_what_is_left(api: FakeApi) -> None:
     api.add("configmaps", {"metadata": {"name": "mine"}})
     assert run("delete", "mine")[:2] == (0, "deleted        ConfigMap\n")
     assert api.objects == {}
+
+
+@given(
+    st.recursive(
+        st.none() | st.text() | st.integers(),
+        lambda inner: st.dictionaries(
+            st.sampled_from(("status", "jobDeploymentStatus", "jobStatus", "message", "failed")),
+            inner,
+        ),
+    )
+)
+def test_any_status_is_read(found: Any) -> None:
+    """An operator of another version may say what it likes; only Complete and SUCCEEDED is 0."""
+    status = found if isinstance(found, dict) else {}
+    outcome = read({"status": status})
+    assert outcome.exit_code in (None, 0, 1, 2)
+    good = status.get("jobDeploymentStatus"), status.get("jobStatus")
+    assert (outcome.exit_code == 0) == (good == ("Complete", "SUCCEEDED"))
 
 
 # The cluster cannot be asked
