@@ -18,6 +18,8 @@ GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 TIMEOUT_S = (5, 60)
 """To connect, and for an answer."""
 FIELD_MANAGER = "esxsim"
+_FORGOTTEN = 410
+"""What a watch is answered that asks for changes since too long ago."""
 _END = 3
 """The channel of a command in a pod that says how it ended (v4.channel.k8s.io)."""
 _RAW: Values = {"_request_timeout": TIMEOUT_S, "_preload_content": False}
@@ -26,6 +28,10 @@ _RAW: Values = {"_request_timeout": TIMEOUT_S, "_preload_content": False}
 
 class MissingError(ClusterError):
     """What was asked for is not there."""
+
+
+class CutError(ClusterError):
+    """The connection to the API server failed, or ended; asking again may help."""
 
 
 class Cluster:
@@ -116,8 +122,8 @@ class Cluster:
             )
 
     def job_changes(self, name: str, since: Values, seconds: int) -> Iterator[Values]:
-        """A RayJob each time that it changes after `since`, for some seconds; one that is deleted
-        raises MissingError."""
+        """A RayJob each time that it changes after `since`, for some seconds, or until the server
+        forgets `since`; one that is deleted raises MissingError."""
         watch = self._k8s.watch.Watch()
         with self._told(f"RayJob {name}"):
             for event in watch.stream(
@@ -205,12 +211,14 @@ class Cluster:
             why = _message(error)
             if error.status == 404 and what.startswith("RayJob") and "could not find" in why:
                 raise ClusterError("the cluster knows no RayJob: is KubeRay installed?") from None
+            if error.status == _FORGOTTEN:
+                raise CutError(f"{what}: {why}") from None
             if error.status == 409:
                 why = f"is there already: wait for it, or `esxsim k8s delete` it first; {why}"
             kind = MissingError if error.status == 404 else ClusterError
             raise kind(f"{what}: {why}") from None
         except (self._k8s.config.ConfigException, *_network_errors()) as error:
-            raise ClusterError(f"{what}: {error}") from None
+            raise CutError(f"{what}: {error}") from None
 
 
 def _json(answer: Any) -> Values:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from cluster.errors import ClusterError
-from cluster.k8s.api import Cluster, MissingError
+from cluster.k8s.api import Cluster, CutError, MissingError
 from cluster.k8s.outcome import read
 from cluster.k8s.pods import Values
 
@@ -34,9 +34,18 @@ def wait(cluster: Cluster, name: str, timeout_s: float | None, tell: Callable[[s
                 tell(said)
             if outcome.exit_code is not None:
                 return outcome.exit_code
-            found = next(changes, None)
+            found = _next(changes)
         if deadline is not None and time.monotonic() >= deadline:
             raise ClusterError(f"{name} has not ended after {timeout_s:g} s: {said}; it goes on")
+        time.sleep(POLL_S)  # or we would ask without end where each watch is cut at once
+
+
+def _next(changes: Iterator[Values]) -> Values | None:
+    """The next change; None where the watch is over, or was cut: who asks anew hears why."""
+    try:
+        return next(changes, None)
+    except CutError:
+        return None
 
 
 def logs(cluster: Cluster, name: str, *, follow: bool, write: Callable[[bytes], None]) -> None:
@@ -51,25 +60,41 @@ def logs(cluster: Cluster, name: str, *, follow: bool, write: Callable[[bytes], 
         for piece in cluster.log(_name(pods[-1]), follow=False):
             write(piece)
         return
-    heard: list[str] = []
+    heard: dict[str, int] = {}
+    over: list[str] = []
     while True:
         ended = read(cluster.job(name)).ended  # before the pods, or the last one might be missed
-        fresh = [
-            one
+        left = [
+            pod
             for one in cluster.submitters(name)
-            if _name(one) not in heard and _phase(one) in _STARTED
+            if (pod := _name(one)) not in over and _phase(one) in _STARTED
         ]
-        for one in fresh:
-            heard.append(_name(one))
-            try:
-                for piece in cluster.log(_name(one), follow=True):
-                    write(piece)
-            except MissingError:
-                continue  # the operator took it away for another try
-        if ended:
+        for pod in left:
+            if _hear(cluster, pod, heard, write):
+                over.append(pod)
+        if ended and all(pod in over for pod in left):
             return
-        if not fresh:
+        if not left or left[-1] not in over:
             time.sleep(POLL_S)
+
+
+def _hear(
+    cluster: Cluster, pod: str, heard: dict[str, int], write: Callable[[bytes], None]
+) -> bool:
+    """Pass on what a pod says until it ends, after the bytes of it that were `heard` already.
+    Whether it is over; not where the connection was cut, as proxies do with what is silent."""
+    skip = heard.get(pod, 0)
+    try:
+        for piece in cluster.log(pod, follow=True):
+            fresh = piece[skip:]
+            skip -= len(piece) - len(fresh)
+            heard[pod] = heard.get(pod, 0) + len(fresh)
+            write(fresh)
+    except MissingError:
+        return True  # the operator took it away for another try
+    except CutError:
+        return False
+    return True
 
 
 def until_running(cluster: Cluster, pod: str, timeout_s: float) -> None:

@@ -27,8 +27,7 @@ NAME_MAX = 47
 """Characters of a RayJob's name: KubeRay's MaxRayJobNameLength, or its clusters' services would
 have names that are too long."""
 _DIGEST_CHARS = 8
-_OF_DATA = re.compile(r"trace\.data|images\[\d+\]\.content\.(data|hashes)")
-"""Places whose value is looked for in the folder of data."""
+_OF_IMAGE = re.compile(r"images\[(\d+)\]\.content\.(?:data|hashes)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +121,23 @@ def _check(
     try:
         loaded = scenario_file.load(path, data_root=data_root, seed=seed)
     except ScenarioError as error:
-        rest = [one for one in error.problems if not _OF_DATA.fullmatch(one.path)]
+        data = scenario_file.read(path)[0].data
+        rest = [one for one in error.problems if not _is_of_data(one.path, data)]
         if data_claim is None or rest:
             raise ScenarioError(error.file, rest or error.problems) from None
-        documents.append(scenario_file.read(path)[0].data)
+        documents.append(data)
         what = ", ".join(dict.fromkeys(one.path for one in error.problems))
         return (f"{what}: not found here, so it is checked in the cluster only",)
     keep(loaded)
     return loaded.warnings
+
+
+def _is_of_data(place: str, data: Mapping[str, Any]) -> bool:
+    """Whether what stands at a place of a scenario is looked for in the folder of data."""
+    image = _OF_IMAGE.fullmatch(place)
+    if image is None:
+        return place == "trace.data"
+    return data["images"][int(image[1])]["content"].get("data") is not None
 
 
 def _named(data: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:

@@ -45,6 +45,8 @@ class FakeApi:
         self.output: Callable[[list[str]], tuple[bytes, bytes, int]] = lambda words: (b"", b"", 0)
         """stdout, stderr and exit code of a command in a pod."""
         self.commands: list[list[str]] = []
+        self.cuts = 0
+        """How often a log that is followed breaks off in the middle, and a watch is forgotten."""
         self.pod_phase = "Running"
         self.version = 1
 
@@ -128,6 +130,8 @@ def create(api: FakeApi, resource: str, body: Object) -> web.Response:
 
 async def listed(api: FakeApi, resource: str, request: web.Request) -> web.StreamResponse:
     if request.query.get("watch") in ("true", "True", "1"):
+        if ("GET", f"{resource}?watch") in api.refuse:
+            return answer(*api.refuse["GET", f"{resource}?watch"])
         return await watched(api, request)
     wanted = dict(
         one.split("=") for one in request.query.get("labelSelector", "").split(",") if one
@@ -153,6 +157,14 @@ async def watched(api: FakeApi, request: web.Request) -> web.StreamResponse:
         state = api.states.pop(0)
         if state.get("close"):
             break
+        if state.get("forgotten"):
+            gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}
+            await stream.write(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
+            break
+        if state.get("abort"):
+            assert request.transport is not None
+            request.transport.abort()
+            break
         found = api.objects["rayjobs", name]
         kind = "MODIFIED"
         if state.get("deleted"):
@@ -169,6 +181,13 @@ async def watched(api: FakeApi, request: web.Request) -> web.StreamResponse:
 async def log(api: FakeApi, name: str, request: web.Request) -> web.StreamResponse:
     stream = web.StreamResponse()
     await stream.prepare(request)
+    if api.cuts:
+        api.cuts -= 1
+        await stream.write(api.logs[name][: len(api.logs[name]) // 2])
+        await asyncio.sleep(0.05)
+        assert request.transport is not None
+        request.transport.abort()
+        return stream
     await stream.write(api.logs[name])
     if api.states and request.query.get("follow") in ("true", "True"):
         job = next(found for (kind, _), found in api.objects.items() if kind == "rayjobs")

@@ -180,6 +180,23 @@ def test_wait_goes_on_when_the_watch_is_cut(api: FakeApi) -> None:
     assert said == "Running, RUNNING\nComplete, SUCCEEDED\n"
 
 
+@pytest.mark.parametrize("how", ["forgotten", "abort"])
+def test_wait_goes_on_when_the_watch_fails(how: str, api: FakeApi) -> None:
+    api.job("mine", **RUNNING)
+    api.states = [{how: True}, {how: True}, DONE]
+    code, _, said = run("wait", "mine")
+    assert code == 0, said
+    assert said == "Running, RUNNING\nComplete, SUCCEEDED\n"
+
+
+def test_a_watch_that_is_not_allowed_is_told(api: FakeApi) -> None:
+    api.job("mine", **RUNNING)
+    api.refuse["GET", "rayjobs?watch"] = (403, "cannot watch resource rayjobs")
+    code, _, said = run("wait", "mine")
+    assert code == 1
+    assert "cannot watch" in said
+
+
 def test_wait_needs_no_watch_for_a_run_that_has_ended(api: FakeApi) -> None:
     api.job("mine", **failed(2))
     assert run("wait", "mine")[0] == 2
@@ -228,6 +245,15 @@ def test_logs_follow_over_all_tries(api: FakeApi) -> None:
     api.submitter("mine", "mine-2", b"second\n", at=2)
     api.states = [RETRYING, DONE]
     assert run("logs", "mine", "--follow") == (0, "first\nsecond\n", "")
+
+
+def test_logs_that_are_cut_go_on_where_they_were(api: FakeApi) -> None:
+    log = b"".join(b"line %d\n" % n for n in range(100))
+    api.job("mine", **RUNNING)
+    api.submitter("mine", "mine-1", log)
+    api.cuts, api.states = 2, [DONE]
+    assert run("logs", "mine", "--follow") == (0, log.decode(), "")
+    assert api.cuts == 0
 
 
 def test_logs_of_a_run_that_has_said_nothing(api: FakeApi) -> None:

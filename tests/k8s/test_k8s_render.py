@@ -191,6 +191,17 @@ def test_data_that_lies_in_the_cluster_only_is_checked_there(tmp_path: Path) -> 
     assert "trace.data" not in str(caught.value)
 
 
+def test_hashes_that_lie_in_the_cluster_only_are_checked_there(tmp_path: Path) -> None:
+    data = with_hashes(tmp_path)
+    data["images"][0]["content"]["data"] = "guests"
+    assert collected(write(tmp_path, data), data_claim="traces").needs_data
+    # Those of the scenario's own folder must be here.
+    del data["images"][0]["content"]["data"]
+    (tmp_path / "guests.npz").unlink()
+    with pytest.raises(InputError, match="hashes"):
+        collected(write(tmp_path, data), data_claim="traces")
+
+
 # What is refused
 
 
