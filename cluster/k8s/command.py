@@ -88,6 +88,8 @@ def plan(
     found = _guarded(
         lambda: inputs.collect(scenario, data_root=data, seed=seed, data_claim=data_claim)
     )
+    if found.sweep and workers == 0:
+        _fail("--workers: 0 is not for a sweep: its runs ask for CPUs, and a head offers none", 2)
     for warning in found.warnings:
         typer.echo(f"esxsim: warning: {warning}", err=True)
     return objects.Options(

@@ -156,6 +156,8 @@ def test_a_sweep_brings_what_any_of_its_points_names(tmp_path: Path) -> None:
     found = collected(path)
     assert found.sweep
     assert list(found.files) == ["a.csv", "b.csv", "scenario.yaml"]
+    code, _, said = render(str(path), "--image", IMAGE, "--workers", "0")
+    assert (code, "offers none" in said) == (2, True)
     words = shlex.split(rendering.entrypoint(rendered_options(), found))
     assert "--continue" not in words  # a sweep always does
     assert "--hosts-per-actor" not in words
