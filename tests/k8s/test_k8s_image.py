@@ -85,6 +85,12 @@ RESTRICTED = (
 JOB = one(objects((K8S / "base" / "rayjob" / "rayjob.yaml").read_text()), "RayJob")["spec"]
 
 
+HEALTHY = "import urllib.request as u; u.urlopen('http://127.0.0.1:8265/api/gcs_healthz')"
+"""What the operator's submitter waits for, too."""
+SIZES = {"object-store-memory": "200000000", "memory": "1000000000"}
+"""Less than the manifest's: the machine that tests may be a small one."""
+
+
 @dataclass(frozen=True)
 class Head:
     """A container, and where its results are here."""
@@ -101,8 +107,7 @@ def head(image: str, token: str, tmp_path_factory: pytest.TempPathFactory) -> It
     os.chown(folder / "results", 1000, 1000)
     cluster = JOB["rayClusterSpec"]["headGroupSpec"]
     container = cluster["template"]["spec"]["containers"][0]
-    sizes = {"object-store-memory": "200000000", "memory": "1000000000"}
-    options = " ".join(f"--{key}={to}" for key, to in (cluster["rayStartParams"] | sizes).items())
+    options = " ".join(f"--{key}={to}" for key, to in (cluster["rayStartParams"] | SIZES).items())
     start = f"ray start --head --block --metrics-export-port=8080 {options}"
     variables = [f"{each['name']}={each['value']}" for each in container["env"]]
     name = "esxsim-test-head"
@@ -118,13 +123,45 @@ def head(image: str, token: str, tmp_path_factory: pytest.TempPathFactory) -> It
     )
     try:
         for _ in range(60):
-            asked = ("exec", name, "ray", "health-check", "--address", "127.0.0.1:6379")
+            asked = ("exec", name, "python", "-c", HEALTHY)
             if subprocess.run([*PODMAN, *asked], capture_output=True, check=False).returncode == 0:
                 break
             time.sleep(1)
         else:
             pytest.fail(podman("logs", name))
         yield Head(name, folder / "results")
+    finally:
+        podman("rm", "--force", name, check=False)
+
+
+@pytest.fixture(scope="session")
+def worker(head: Head, image: str, token: str) -> Iterator[str]:
+    """A worker beside the head, as the operator starts it once the head answers."""
+    inspected = ("inspect", "--format", "{{.NetworkSettings.IPAddress}}", head.name)
+    address = f"{podman(*inspected).strip()}:6379"
+    group = JOB["rayClusterSpec"]["workerGroupSpecs"][0]
+    variables = group["template"]["spec"]["containers"][0]["env"]
+    options = [f"--{key}={to}" for key, to in (group["rayStartParams"] | SIZES).items()]
+    name = "esxsim-test-worker"
+    podman("rm", "--force", name, check=False)
+    environment = [f"{each['name']}={each['value']}" for each in variables]
+    start = f"ray health-check --address {address} && ray start --address={address} --block"
+    podman(
+        *("run", "--detach", "--name", name, *RESTRICTED),
+        *(word for each in environment for word in ("--env", each)),
+        *("--env", "RAY_AUTH_MODE=token", "--env", "RAY_AUTH_TOKEN"),
+        *("--entrypoint", "/bin/bash", image, "-c", "--"),
+        f"{start} --num-cpus=2 {' '.join(options)}",
+        RAY_AUTH_TOKEN=token,
+    )
+    try:
+        for _ in range(60):
+            if "/2.0 CPU" in podman("exec", head.name, "ray", "status", check=False):
+                break
+            time.sleep(1)
+        else:
+            pytest.fail(podman("logs", name))
+        yield name
     finally:
         podman("rm", "--force", name, check=False)
 
@@ -198,6 +235,21 @@ def test_both_commands_of_a_published_run_are_run(head: Head) -> None:
     assert "Published" in said
     found = podman("exec", head.name, "ls", "/tmp/p")
     assert "manifest.json" in found.split()
+
+
+def test_a_worker_takes_part(head: Head, worker: str) -> None:
+    """With hosts on two nodes the results are the same."""
+    command = entrypoint().replace("/results/two-hosts", "/results/two-nodes")
+    said = submitted(head, f"{command} --hosts-per-actor 1")
+    assert "succeeded" in said, said
+    folder = head.results / "two-nodes"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["ray_cluster"]["nodes"] == 2
+    there, here = (
+        json.loads((head.results / name / "report.json").read_text())["digest"]
+        for name in ("two-hosts", "two-nodes")
+    )
+    assert here == there
 
 
 @pytest.mark.parametrize(
