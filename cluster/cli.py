@@ -15,6 +15,7 @@ import typer
 from cluster.command_line import DATA_ROOT, DataRoot, speak
 from cluster.ending import fail, guarded
 from cluster.jobs import commands as jobs
+from cluster.k8s import command as k8s
 from cluster.run_command import run
 from cluster.studies import commands
 from cluster.top_command import top
@@ -157,6 +158,8 @@ def import_(
 
 
 jobs.register(app)
+app.add_typer(k8s.app, name="k8s")
+app.command()(k8s.publish)
 app.command()(commands.capacity)
 app.command()(commands.compare)
 

@@ -18,6 +18,7 @@ PACKAGES = (
     "cluster.reproduction",
     "cluster.studies",
     "cluster.jobs",
+    "cluster.k8s",
 )
 
 LAYERS = [
@@ -111,7 +112,13 @@ LAYERS = [
     "cluster.studies.capacity",
     "cluster.command_line",
     "cluster.run_command cluster.studies.commands",
-    # The same from outside the cluster.
+    # Runs elsewhere.
+    "cluster.publish cluster.k8s.inputs cluster.k8s.pods cluster.k8s.outcome"
+    " cluster.k8s.yaml_output",
+    "cluster.k8s.objects cluster.k8s.api",
+    "cluster.k8s.follow",
+    "cluster.k8s.fetch",
+    "cluster.k8s.command",
     "cluster.jobs.bundle cluster.jobs.upload cluster.jobs.client",
     "cluster.jobs.actions",
     "cluster.jobs.commands",
@@ -158,6 +165,7 @@ ALLOWED = {
     ("cluster.looking", "time"): "how old a run's news are",
     ("cluster.top", "time"): "how often the terminal is written to",
     ("cluster.log", "time"): "when a line was said",
+    ("cluster.k8s.follow", "time"): "how long is waited for a cluster",
     ("cluster.jobs.actions", "secrets"): "the id of a job",
     ("cluster.jobs.actions", "time"): "how often the head is asked",
     ("cluster.progress", "time"): "how often the terminal is written to",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from cluster.ending import fail
+from cluster.ending import fail, guarded
 
 if TYPE_CHECKING:
     from cluster.jobs.client import Dashboard
@@ -147,15 +147,4 @@ def _end(ended: tuple[int, str | None]) -> None:
 
 
 def _guarded(work: Callable[[], _T]) -> _T:
-    """Do the work; known errors become a message and an exit code."""
-    from cluster.errors import exit_code
-
-    try:
-        return work()
-    except KeyboardInterrupt:
-        fail("interrupted: a job that was submitted goes on", 1)
-    except Exception as error:
-        code = exit_code(error)
-        if code is None:
-            raise
-        fail(str(error), code)
+    return guarded(work, "interrupted: a job that was submitted goes on")

@@ -1,0 +1,1 @@
+"""Runs on Kubernetes: a scenario file becomes objects for KubeRay; a run is watched and fetched."""
