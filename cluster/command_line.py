@@ -23,6 +23,9 @@ Resume = Annotated[
     Path | None, typer.Option(help="Go on from the last checkpoint of the run in this folder.")
 ]
 Log = Annotated[str | None, typer.Option(help="What is said on stderr: text, or json lines.")]
+Cpus = Annotated[
+    int | None, typer.Option(min=1, help="Have the cluster's autoscaler bring so many CPUs first.")
+]
 Continue = Annotated[
     bool, typer.Option("--continue", help="Go on with the run in --out, or begin it.")
 ]

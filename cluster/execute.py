@@ -63,6 +63,8 @@ class Options:
     """The same, or begin where there is none."""
     checkpoint_s: float = checkpoint.EVERY_S
     """Wall time from one checkpoint to the next; 0: none are made."""
+    n_cpus: int | None = None
+    """CPUs that the cluster's autoscaler is to bring first."""
 
 
 def run(options: Options) -> tuple[Outcome, Path]:
@@ -220,7 +222,12 @@ def _attempt(job: Job, watch: progress.Watch, start: Resumption | None, restarts
     options, scenario = job.options, job.loaded.scenario
     _check_reachable(options)
     address = None if options.address == "local" else options.address
-    with ray_session.session(address, job.stop.waiting()) as facts:
+    with (
+        job.stop.listening_again(),
+        ray_session.session(address, job.stop.waiting()) as facts,
+        ray_session.having(options.n_cpus),
+    ):
+        facts |= {"cpus": ray_session.cpus()}
         packed = actors.pack(len(job.population.hosts), facts["cpus"], options.hosts_per_actor)
         n_actors = -(-len(job.population.hosts) // packed)
         if restarts == 0:  # later, what was lost may not have given its memory back yet

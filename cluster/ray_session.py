@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,10 +17,39 @@ from cluster.log import LOG
 from hostsim.jit import CACHE_VARIABLE
 
 _api: Any = ray  # for what carries no types
+POLL_S = 0.25
+COME_S = 600.0
+"""How long nodes may take to come."""
 
 
 def cpus() -> int:
     return int(_api.cluster_resources().get("CPU", 1))
+
+
+@contextlib.contextmanager
+def having(n_cpus: int | None) -> Iterator[None]:
+    """While inside, the cluster's autoscaler keeps nodes with so many CPUs, which are there when it
+    begins; None: it is asked for nothing. Actors that ask for no CPU bring no node by themselves.
+
+    Raises NoClusterError where they do not come.
+    """
+    if n_cpus is None:
+        yield
+        return
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(num_cpus=n_cpus)
+    try:
+        give_up_s = time.monotonic() + COME_S
+        while cpus() < n_cpus:
+            if time.monotonic() > give_up_s:
+                there = f"{cpus()} of {n_cpus} CPUs are there after {COME_S:.0f} s"
+                raise NoClusterError(f"--cpus: {there}: none came by itself")
+            time.sleep(POLL_S)
+        yield
+    finally:
+        with contextlib.suppress(ray.exceptions.RayError):
+            request_resources(num_cpus=0)
 
 
 def nodes_with_cpus() -> dict[str, float]:

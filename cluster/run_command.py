@@ -13,6 +13,7 @@ from cluster.command_line import (
     Address,
     CheckpointEvery,
     Continue,
+    Cpus,
     DataRoot,
     Local,
     Log,
@@ -51,6 +52,7 @@ def run(
     continue_: Continue = False,
     checkpoint_every: CheckpointEvery = 60,
     log: Log = None,
+    cpus: Cpus = None,
 ) -> None:
     """Run a scenario and write its report; with `sweep`, many runs and what they say together."""
     from cluster import execute
@@ -58,6 +60,8 @@ def run(
 
     if log is not None:
         speak(log)
+    if cpus is not None and (local or address == "local"):
+        fail("--cpus: is for a cluster that exists, with --address", 2)
     if resume is not None and out not in (None, resume):
         fail("--resume: results go on in the folder that it names; leave --out away", 2)
     if sweep_file.has_sweep(scenario):
@@ -78,6 +82,7 @@ def run(
         resumes=resume is not None,
         continues=continue_,
         checkpoint_s=checkpoint_every,
+        n_cpus=cpus,
     )
     outcome, folder = guarded(lambda: execute.run(options))
     _tell(outcome, folder, as_json)

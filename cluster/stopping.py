@@ -35,7 +35,7 @@ class Stop:
     def listening(self) -> Iterator[None]:
         """Heed the signals while inside. Raises StoppedError for one before the run began."""
         before = {number: signal.getsignal(number) for number in SIGNALS}
-        self._listen()
+        self.listen()
         try:
             yield
         except (KeyboardInterrupt, SystemExit):
@@ -62,16 +62,25 @@ class Stop:
         self._react = self._wait
         yield
         self._react = self._say if self._begun else self._interrupt
-        self._listen()  # again: Ray took SIGTERM for itself
+        self.listen()
         if self._asked.is_set() and not self._begun:
             raise KeyboardInterrupt
+
+    @contextmanager
+    def listening_again(self) -> Iterator[None]:
+        """Heed the signals after it, when Ray is gone and has taken the handlers along."""
+        try:
+            yield
+        finally:
+            self.listen()
 
     def begin(self) -> None:
         """The run begins: a stop now waits for a barrier, and keeps what there is."""
         self._begun = True
         self._react = self._say
 
-    def _listen(self) -> None:
+    def listen(self) -> None:
+        """Heed the signals from now on, also after Ray took SIGTERM for itself."""
         for number in SIGNALS:
             signal.signal(number, self._ask)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import secrets
 import shutil
@@ -18,6 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+FAKE_HEAD_NODE_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 RAY = str(Path(sys.executable).with_name("ray"))
 NETWORK = "192.0.2."
 """For documentation (RFC 5737): nobody's."""
@@ -30,6 +32,14 @@ DETECTION = {
     "RAY_health_check_failure_threshold": "3",
 }
 """Of the head alone: a node that is lost is seen within seconds."""
+FAKE_NODES = {
+    "RAY_FAKE_CLUSTER": "1",
+    "RAY_enable_autoscaler_v2": "1",
+    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+}
+"""As ray.cluster_utils.AutoscalingCluster sets it, which would stop every Ray of this machine."""
 PRIVATE = "mount -t tmpfs tmpfs /tmp/ray && mount -t tmpfs -o size=512m tmpfs /dev/shm && exec "
 
 
@@ -53,8 +63,9 @@ def ip(*arguments: str) -> None:
 class Nodes:
     """A head and workers; `token` is what all who connect must show."""
 
-    def __init__(self, folder: Path, n_nodes: int) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, n_nodes: int, scales: bool = False) -> None:
+        """scales: the head has no CPU, and Ray's autoscaler brings nodes of two beside it."""
+        self._folder, self._scales = folder, scales
         self._name = f"esxsim-{os.getpid()}-{secrets.token_hex(2)}"
         self._bridge = f"{self._name}-0"
         self.ids = range(1, n_nodes + 1)
@@ -100,6 +111,9 @@ class Nodes:
         if node == 1:
             clean |= DETECTION
             command += f" --head --port={PORT} --include-dashboard=false"
+        if self._scales:
+            command = command.replace("--num-cpus=1", "--num-cpus=0") + self._autoscaling()
+            clean |= FAKE_NODES
         else:
             command += f" --address={self.address}"
         space = ["ip", "netns", "exec", self._space(node), "unshare", "--mount", "sh", "-c"]
@@ -112,6 +126,31 @@ class Nodes:
         while "Ray runtime started" not in said.read_text():
             assert time.monotonic() < give_up_s, said.read_text()
             time.sleep(0.1)
+
+    def _autoscaling(self) -> str:
+        """Nodes that Ray's own fake provider starts beside the head."""
+        node = {"node_config": {}, "min_workers": 0}
+        lists = ("initialization_commands", "setup_commands", "cluster_synced_files")
+        lists += ("head_setup_commands", "worker_setup_commands")
+        lists += ("head_start_ray_commands", "worker_start_ray_commands")
+        module = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+        provider = {"type": "external", "module": module, "launch_multiple": True}
+        types = {"ray.head.default": node | {"resources": {"CPU": 0}, "max_workers": 0}}
+        types |= {"worker": node | {"resources": {"CPU": 2}, "max_workers": 4}}
+        config = {
+            "cluster_name": "fake",
+            "max_workers": 4,
+            "provider": provider | {"head_node_id": FAKE_HEAD_NODE_ID},
+            "available_node_types": types,
+            "head_node_type": "ray.head.default",
+            "upscaling_speed": 20,
+            "idle_timeout_minutes": 0.2,
+            **{name: {} for name in ("auth", "docker", "file_mounts")},
+            **{name: [] for name in lists},
+        }
+        path = self._folder / "autoscaling.json"
+        path.write_text(json.dumps(config))
+        return f" --autoscaling-config={path}"
 
     def pids(self, node: int, word: str) -> list[int]:
         """Processes on a node whose command has this word."""
@@ -163,9 +202,9 @@ class Nodes:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, n_nodes: int = 3) -> Iterator[Nodes]:
-    """A cluster that runs while inside."""
-    nodes = Nodes(folder, n_nodes)
+def cluster(folder: Path, n_nodes: int = 3, scales: bool = False) -> Iterator[Nodes]:
+    """A cluster that runs while inside. scales: see Nodes."""
+    nodes = Nodes(folder, n_nodes, scales)
     try:
         nodes.network()
         for node in nodes.ids:

@@ -160,6 +160,7 @@ ALLOWED = {
     ("cluster.host_set", "time"): "busy time of an actor, for the manifest",
     ("cluster.tables", "time"): "how long to wait for another process that writes",
     ("cluster.recovery", "time"): "the pause before a run is begun again",
+    ("cluster.ray_session", "time"): "how long nodes may take to come",
     ("cluster.actors", "time"): "how long hosts may take to start",
     ("cluster.live", "time"): "how fast a run is, and how often people are told",
     ("cluster.looking", "time"): "how old a run's news are",

@@ -45,6 +45,8 @@ class Submission:
     data_root: Path
     seed: int | None
     name: str | None
+    cpus: int | None = None
+    """That the cluster's autoscaler is to bring first; a sweep's runs ask for theirs themselves."""
 
 
 def submit(options: Submission, connect: Callable[[], Dashboard]) -> str:
@@ -66,6 +68,8 @@ def submit(options: Submission, connect: Callable[[], Dashboard]) -> str:
     arguments = [f"{upload.INPUT}/{options.scenario.name}", "--data", upload.DATA, *GOES_ON]
     if options.seed is not None:
         arguments += ["--seed", str(options.seed)]
+    if options.cpus is not None:
+        arguments += ["--cpus", str(options.cpus)]
     with tempfile.TemporaryDirectory(prefix="esxsim-") as scratch:
         package = Path(scratch) / "job.zip"
         upload.pack(checked, options.data_root, package)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from cluster.command_line import Cpus
 from cluster.ending import fail, guarded
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def submit(
     name: Annotated[
         str | None, typer.Option(help="Of the results on the head; default: the job's id.")
     ] = None,
+    cpus: Cpus = None,
     until_done: Annotated[
         bool, typer.Option("--wait", help="Wait for its end, and end with its exit code.")
     ] = False,
@@ -61,7 +63,7 @@ def submit(
             boards.append(_connected(where))
             return boards[0]
 
-        job = actions.submit(actions.Submission(scenario, data, seed, given), connect)
+        job = actions.submit(actions.Submission(scenario, data, seed, given, cpus), connect)
         return boards[0], job
 
     board, job = _guarded(work)

@@ -31,8 +31,8 @@ TTL_S = 300
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a run is done on Kubernetes. Every node is of one size, the head too: hosts are spread
-    over all of them."""
+    """How a run is done on Kubernetes. Every node is of one size, the head too: hosts go there when
+    all workers are lost."""
 
     name: str
     namespace: str

@@ -77,7 +77,7 @@ def test_the_base_job_is_what_render_prints(scratch: Path) -> None:
 
 
 def test_the_long_lived_cluster_has_the_nodes_of_a_run() -> None:
-    """But for the scenario, which comes with a run, and names."""
+    """But for the scenario, which comes with a run, for names, and for where jobs have results."""
     (cluster,) = objects((K8S / "base" / "raycluster" / "raycluster.yaml").read_text())
     (job,) = objects((K8S / "base" / "rayjob" / "rayjob.yaml").read_text())
     wanted = yaml.safe_load(yaml.safe_dump(ray_cluster(job)).replace("two-hosts", "esxsim"))
@@ -85,6 +85,7 @@ def test_the_long_lived_cluster_has_the_nodes_of_a_run() -> None:
     head["volumes"] = [each for each in head["volumes"] if each["name"] != "scenario"]
     mounts = head["containers"][0]["volumeMounts"]
     mounts[:] = [each for each in mounts if each["name"] != "scenario"]
+    head["containers"][0]["env"].append({"name": "ESXSIM_RESULTS", "value": "/results"})
     wanted["workerGroupSpecs"][0] |= {"replicas": 2, "minReplicas": 2, "maxReplicas": 2}
     assert cluster["spec"] == wanted
 
