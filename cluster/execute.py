@@ -85,6 +85,8 @@ def run(options: Options) -> tuple[Outcome, Path]:
             if whole is not None and options.resumes:
                 raise CheckpointError(f"{out}: the run came to its end, there is nothing to resume")
             if whole is not None:
+                if not (out / "report.html").exists():  # killed before the page was made
+                    html.build(out)
                 return Outcome(whole, stopped=False), out
         start = _start(options, loaded, population, out)
         _check_beforehand(options, loaded, population, out)

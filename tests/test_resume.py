@@ -362,6 +362,9 @@ def test_continue_goes_on_begins_or_shows(half_done: tuple[Path, Path], tmp_path
     shown = command(path, "--out", out, "--continue", "--json")
     assert json.loads(shown.stdout) == json.loads(begun.stdout) == json.loads(found.stdout)
     assert (out / "manifest.json").read_bytes() == before  # nothing ran
+    (out / "report.html").unlink()
+    assert command(path, "--out", out, "--continue").exit_code == 0
+    assert (out / "report.html").exists()
 
 
 @pytest.mark.parametrize("option", ["--resume", "--out"])
