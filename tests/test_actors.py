@@ -23,12 +23,13 @@ from processes import TOO_LONG_S, assert_gone, listening, named, processes_below
 from scenario_files import write
 from typer.testing import CliRunner
 
-from cluster import ray_environment
+from cluster import ray_environment, resumption
 from cluster.cli import app
 from cluster.coordinator import Keep, Outcome, Progress
 from cluster.errors import LostError, exit_code
 from cluster.host_set import census_epochs
 from cluster.population import populate
+from cluster.resumption import Resumption
 from cluster.scenario_file import Loaded
 
 pytestmark = [
@@ -64,6 +65,8 @@ def on_ray(
     hosts_per_actor: int,
     watch: Callable[[Progress], None] = lambda now: None,
     should_stop: Callable[[], bool] = lambda: False,
+    start: Resumption | None = None,
+    every_s: float = 0.0,
 ) -> Outcome:
     """As the command does it."""
     scenario = loaded.scenario
@@ -76,9 +79,11 @@ def on_ray(
         scenario.epoch,
         True,
         census_epochs(scenario),
+        off=() if start is None else start.standing.off(),
     )
     how = {"fleet": "ray"}
-    attempt = actors.Attempt(loaded, population, setup, hosts_per_actor, out, how, Keep())
+    keep, from_ = Keep(every_s=every_s), None if start is None else start.checkpoint
+    attempt = actors.Attempt(loaded, population, setup, hosts_per_actor, out, how, keep, from_)
     outcome: Outcome = actors.run(attempt, watch, should_stop)
     return outcome
 
@@ -108,6 +113,28 @@ def test_a_run_in_actors_is_the_run_in_process(
         assert (tmp_path / "out" / name).read_bytes() == (local[1] / name).read_bytes(), name
     assert len(seen) <= n_actors
     assert_gone({*seen, *named("ray::HostActor"), *named("ray::CoordinatorActor")})
+
+
+def test_a_run_goes_on_with_ray_and_without(actors: ModuleType, tmp_path: Path) -> None:
+    """In this process, in actors, in others, and in this process again."""
+    loaded, out, seen = restless(tmp_path, duration="12 h"), tmp_path / "out", list[Progress]()
+    whole = simulate(loaded, tmp_path / "whole")
+    simulate(loaded, out, watch=seen.append, should_stop=lambda: len(seen) > 5, every_s=3600.0)
+    begun = [len(seen)]
+    for hosts_per_actor in (2, 1):
+        start = resumption.find(out, loaded, populate(loaded))
+        outcome = on_ray(
+            *(actors, loaded, out, hosts_per_actor),
+            should_stop=lambda: True,
+            start=start,
+            every_s=3600.0,
+        )
+        begun.append(start.standing.epoch)
+        assert outcome.stopped  # at the first barriers
+    assert begun == sorted(begun) and begun[-1] < 720
+    assert simulate(loaded, out, resumes=True) == whole
+    for name in EQUAL:
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_a_run_that_is_stopped_keeps_what_it_has(actors: ModuleType, tmp_path: Path) -> None:
