@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster import attach, live, metrics, standing
+from cluster import standing
 from cluster.checkpoint import RUN_FILE, Checkpoint
 from cluster.coordinator import Coordinator, Keep, Outcome, Progress, Watch
 from cluster.errors import ClusterError, LostError, RefusedError
@@ -31,6 +31,7 @@ from cluster.population import HostSpec, Population
 from cluster.ray_session import cause_of, cpus, got, nodes_with_cpus
 from cluster.scenario_file import Loaded
 from cluster.simulator import simulator
+from cluster.watch import attach, live, metrics
 from hostsim.host import warm
 from hostsim.units import HostId
 

@@ -18,7 +18,7 @@ from cluster.jobs import commands as jobs
 from cluster.k8s import command as k8s
 from cluster.run_command import run
 from cluster.studies import commands
-from cluster.top_command import top
+from cluster.watch.command import top
 
 app = typer.Typer(
     add_completion=False,

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster import checkpoint, live, reports, standing, tables
+from cluster import checkpoint, reports, standing, tables
 from cluster.errors import LostError
 from cluster.files import WriteError
 from cluster.fleet import Fleet, Saved
@@ -30,6 +30,7 @@ from cluster.population import Population
 from cluster.scenario import Scenario
 from cluster.scenario_file import Loaded
 from cluster.standing import Standing
+from cluster.watch import live
 from hostsim.units import PAGE_SIZE
 
 EPOCHS_PER_BARRIER = 100

@@ -31,12 +31,12 @@ from cluster.coordinator import Coordinator, Keep, Outcome, Watch
 from cluster.errors import ClusterError, NoClusterError
 from cluster.fleet import LocalFleet
 from cluster.host_set import HostSet, census_epochs, sketching
-from cluster.live import run_id
 from cluster.log import LOG
 from cluster.population import Population, populate
 from cluster.resumption import Resumption
 from cluster.scenario_file import Loaded, load
 from cluster.stopping import Stop
+from cluster.watch.live import run_id
 from hostsim.host import warm
 from hostsim.jit import is_warm
 

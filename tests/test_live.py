@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from cluster import live
 from cluster.coordinator import Progress
-from cluster.live import COUNTED, FILE, MOST, View, largest, worst_levels
 from cluster.messages import CAUSES, HOST_ROW, LEVELS, VM_ROW, EpochReport
 from cluster.rows import HostFacts
 from cluster.scenario_file import Loaded
+from cluster.watch import live
+from cluster.watch.live import COUNTED, FILE, MOST, View, largest, worst_levels
 from hostsim.invariants import BrokenInvariantError
 from hostsim.units import PAGE_SIZE
 

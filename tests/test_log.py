@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 from cluster import host_set, log, progress
 from cluster.cli import app
 from cluster.errors import BrokenHostError, exit_code
-from cluster.live import run_id
 from cluster.stopping import NOT_BEGUN
+from cluster.watch.live import run_id
 from hostsim.invariants import BrokenInvariantError
 
 MAIN = [sys.executable, "-c", "from cluster.cli import main; main()"]

@@ -28,9 +28,9 @@ from scenario_files import write
 from test_top import NOW, VIEW
 
 from cluster import ray_environment
-from cluster.live import run_id
-from cluster.looking import ENDED, LOST, RUNS, Look, OnCluster
 from cluster.scenario_file import load
+from cluster.watch.live import run_id
+from cluster.watch.looking import ENDED, LOST, RUNS, Look, OnCluster
 
 pytestmark = pytest.mark.ray
 MAIN = [sys.executable, "-c", "from cluster.cli import main; main()"]
@@ -64,10 +64,10 @@ class KeptGauge(Kept):
 
 @pytest.fixture(scope="module")
 def metrics() -> Iterator[ModuleType]:
-    """`cluster.metrics`, imported as the command does it: Ray reads its environment then."""
+    """`cluster.watch.metrics`, imported as the command does it: Ray reads its environment then."""
     before = dict(os.environ)
     ray_environment.prepare(own_cluster=True)
-    from cluster import metrics
+    from cluster.watch import metrics
 
     yield metrics
     os.environ.clear()
@@ -230,7 +230,7 @@ def test_top_finds_the_run_on_its_cluster(scraped: Scraped) -> None:
 def test_a_run_that_is_no_more_had_ended_or_was_lost(
     metrics: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cluster import attach
+    from cluster.watch import attach
 
     told: list[Any] = [(NOW, True), (None, False)]
     monkeypatch.setattr(attach, "progress", lambda name: told.pop(0))

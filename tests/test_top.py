@@ -31,14 +31,14 @@ from rich.console import Console
 from scenario_files import write
 from typer.testing import CliRunner
 
-from cluster import live, top
 from cluster.cli import app
 from cluster.coordinator import Progress
 from cluster.files import OutputError
-from cluster.live import FILE, HostView, View, VmView
-from cluster.looking import ENDED, LOST, QUIET, RUNS, Look, into
 from cluster.messages import CAUSES, LEVELS
-from cluster.top_view import Screen
+from cluster.watch import live, top
+from cluster.watch.live import FILE, HostView, View, VmView
+from cluster.watch.looking import ENDED, LOST, QUIET, RUNS, Look, into
+from cluster.watch.view import Screen
 from hostsim.invariants import BrokenInvariantError
 from hostsim.units import GIB
 

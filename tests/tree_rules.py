@@ -19,6 +19,7 @@ PACKAGES = (
     "cluster.studies",
     "cluster.jobs",
     "cluster.k8s",
+    "cluster.watch",
 )
 
 LAYERS = [
@@ -76,17 +77,17 @@ LAYERS = [
     " cluster.policy.entitling",
     "cluster.policy.restarts",
     "cluster.policy.history",
-    "cluster.policy.planner cluster.host_set cluster.reports cluster.standing cluster.live",
+    "cluster.policy.planner cluster.host_set cluster.reports cluster.standing cluster.watch.live",
     "cluster.fleet",
     "cluster.checkpoint",
     "cluster.coordinator cluster.resumption",
     "cluster.ray_probe",
     "cluster.ray_session cluster.stopping cluster.recovery",
-    "cluster.attach cluster.metrics",
-    "cluster.actors cluster.progress cluster.why cluster.looking",
-    "cluster.top_view",
-    "cluster.top",
-    "cluster.top_command",
+    "cluster.watch.attach cluster.watch.metrics",
+    "cluster.actors cluster.progress cluster.why cluster.watch.looking",
+    "cluster.watch.view",
+    "cluster.watch.top",
+    "cluster.watch.command",
     "cluster.execute",
     # The paper's figures and real machines: claims, experiments, and the command that runs them.
     "cluster.reproduction.claims cluster.reproduction.lab",
@@ -140,7 +141,7 @@ HOSTSIM_ALSO = {
     "hostsim.packing": ("msgpack",),
 }
 RAY_IN = (
-    *("cluster.ray_session", "cluster.actors", "cluster.attach", "cluster.metrics"),
+    *("cluster.ray_session", "cluster.actors", "cluster.watch.attach", "cluster.watch.metrics"),
     *("cluster.studies.tasks", "cluster.ray_probe", "cluster.jobs.client", "cluster.jobs.actions"),
 )
 """The connection; hosts in actors, found by name; numbers for Prometheus; whole runs in tasks;
@@ -162,9 +163,9 @@ ALLOWED = {
     ("cluster.recovery", "time"): "the pause before a run is begun again",
     ("cluster.ray_session", "time"): "how long nodes may take to come",
     ("cluster.actors", "time"): "how long hosts may take to start",
-    ("cluster.live", "time"): "how fast a run is, and how often people are told",
-    ("cluster.looking", "time"): "how old a run's news are",
-    ("cluster.top", "time"): "how often the terminal is written to",
+    ("cluster.watch.live", "time"): "how fast a run is, and how often people are told",
+    ("cluster.watch.looking", "time"): "how old a run's news are",
+    ("cluster.watch.top", "time"): "how often the terminal is written to",
     ("cluster.log", "time"): "when a line was said",
     ("cluster.k8s.follow", "time"): "how long is waited for a cluster",
     ("cluster.jobs.actions", "secrets"): "the id of a job",

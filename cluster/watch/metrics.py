@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ray.util import metrics
 
 from cluster.coordinator import Progress
-from cluster.live import View
+from cluster.watch.live import View
 from hostsim.units import PAGE_SIZE
 
 

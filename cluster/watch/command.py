@@ -20,6 +20,6 @@ def top(
     """Look on while a run goes on: memory, hosts by pressure, slowest VMs, speed, time left."""
     if "://" in where:
         fail(f"ADDRESS|DIR: {where!a} must be the folder of a run, auto, or HOST:PORT of a head", 2)
-    from cluster import top as screen
+    from cluster.watch import top as screen
 
     guarded(lambda: screen.watch(where, run, interval, once=once))

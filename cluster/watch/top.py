@@ -16,8 +16,8 @@ from rich.live import Live
 
 from cluster import ray_environment
 from cluster.errors import ClusterError
-from cluster.looking import Look, OnCluster, into
-from cluster.top_view import Screen
+from cluster.watch.looking import Look, OnCluster, into
+from cluster.watch.view import Screen
 from cluster.yaml_input import shown
 
 
@@ -54,7 +54,7 @@ def _looking(where: str, run: str | None) -> Iterator[Callable[[], Look]]:
     if why is not None:
         raise ClusterError(f"no Ray cluster at {where}: {why}")
     ray_environment.prepare(own_cluster=False)
-    from cluster import attach  # takes a second to import, and folders do without
+    from cluster.watch import attach  # takes a second to import, and folders do without
 
     with attach.connected(where):
         yield OnCluster(where, _chosen(attach.runs(), where, run))

@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.coordinator import Progress
-from cluster.live import HostView, View, VmView
-from cluster.looking import LOST, QUIET, RUNS, Look
 from cluster.messages import LEVELS
 from cluster.summary import CAUSE_WORDS, clock, count, percent, plain, slowdown, summary_lines
+from cluster.watch.live import HostView, View, VmView
+from cluster.watch.looking import LOST, QUIET, RUNS, Look
 from hostsim.units import GIB
 
 COLOURS = {"high": "green", "clear": "cyan", "soft": "yellow", "hard": "red", "low": "bold red"}

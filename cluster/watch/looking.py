@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from cluster import readback
 from cluster.coordinator import Progress
 from cluster.files import OutputError
-from cluster.live import FILE
+from cluster.watch.live import FILE
 
 QUIET_S = 15.0
 """News older than this are told as such: most barriers take a second."""
@@ -133,7 +133,7 @@ class OnCluster:
 
     def __call__(self) -> Look:
         """Look. Raises ClusterError."""
-        from cluster import attach  # takes a second to import, and folders do without
+        from cluster.watch import attach  # takes a second to import, and folders do without
 
         progress, goes_on = attach.progress(self._name)
         now_s = time.monotonic()
