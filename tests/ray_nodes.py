@@ -111,11 +111,11 @@ class Nodes:
         if node == 1:
             clean |= DETECTION
             command += f" --head --port={PORT} --include-dashboard=false"
+        else:
+            command += f" --address={self.address}"
         if self._scales:
             command = command.replace("--num-cpus=1", "--num-cpus=0") + self._autoscaling()
             clean |= FAKE_NODES
-        else:
-            command += f" --address={self.address}"
         space = ["ip", "netns", "exec", self._space(node), "unshare", "--mount", "sh", "-c"]
         said = self._folder / f"node-{node}.log"
         with said.open("wb") as log:
