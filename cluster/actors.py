@@ -165,6 +165,7 @@ class CoordinatorActor:
         self._fleet = fleet
         self._stop = threading.Event()
         self._progress: Progress | None = None
+        self._seen: Progress | None = None
 
     def ready(self) -> tuple[str, str]:
         """Answers once this process is there; nothing is written yet."""
@@ -191,12 +192,18 @@ class CoordinatorActor:
         """The latest progress; None before the first barrier."""
         return self._progress
 
+    def seen(self) -> Progress | None:
+        """The progress at which the latest view was made, so that all of it is of one moment."""
+        return self._seen
+
     def stop(self) -> None:
         """End at the next barrier."""
         self._stop.set()
 
     def _watch(self, progress: Progress) -> None:
         self._progress = progress
+        if self._seen is None or progress.view is not self._seen.view:
+            self._seen = progress
         self._exporter.show(progress)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 FAKE_HEAD_NODE_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 RAY = str(Path(sys.executable).with_name("ray"))
-NETWORK = "192.0.2."
+NETWORK = "198.51.100."
 """For documentation (RFC 5737): nobody's."""
 PORT = 6379
 START_S = 60.0

@@ -55,7 +55,7 @@ def progress(name: str) -> tuple[Progress | None, bool]:
     """How far a run is, None before its first barrier; and whether it still goes on."""
     try:
         coordinator: Any = ray.get_actor(name, NAMESPACE)
-        told: Progress | None = ray.get(coordinator.progress.remote(), timeout=ANSWER_S)
+        told: Progress | None = ray.get(coordinator.seen.remote(), timeout=ANSWER_S)
     except (ValueError, ray.exceptions.RayActorError):
         return None, False
     except ray.exceptions.GetTimeoutError as error:
