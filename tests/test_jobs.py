@@ -117,6 +117,7 @@ def test_a_job_gives_what_a_run_here_gives(job: Job, tmp_path: Path) -> None:
         assert (job.out / name).read_bytes() == (tmp_path / "here" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_what_a_job_printed_is_its_log(cluster: Cluster, job: Job) -> None:
     assert re.fullmatch(r"pressed-[0-9a-f]{8}", job.id)
     assert f"esxsim: results go to {cluster.results / job.id} on the head\n" in job.logs
@@ -150,6 +151,7 @@ def test_the_token_is_nowhere_to_be_seen(cluster: Cluster, job: Job) -> None:
     assert job.id in listed and cluster.token not in listed
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_tells_why_and_ends_so(cluster: Cluster, tmp_path: Path) -> None:
     # Valid, and more than any machine has.
     hosts = [PRESSED["hosts"][0] | {"memory": "4 TiB"}]
@@ -202,6 +204,7 @@ def test_wrong_tokens_and_unknown_jobs_are_told(cluster: Cluster, tmp_path: Path
         assert said == f"esxsim: {cluster.dashboard} knows no job nix\n"
 
 
+@pytest.mark.slow
 def test_run_on_a_cluster_by_its_address(cluster: Cluster, tmp_path: Path) -> None:
     path, out = write(tmp_path, PRESSED), tmp_path / "out"
     process(cluster, "run", path, "--out", out, "--address", cluster.head)

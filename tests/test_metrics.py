@@ -190,6 +190,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Scraped:
     return Scraped(run_id(load(path)), found, seen.stdout.splitlines())
 
 
+@pytest.mark.slow
 def test_every_metric_is_exported_with_its_labels_and_meaning(
     metrics: ModuleType, scraped: Scraped
 ) -> None:
@@ -204,6 +205,7 @@ def test_every_metric_is_exported_with_its_labels_and_meaning(
             assert declared[name].label is None or sample.labels[declared[name].label]
 
 
+@pytest.mark.slow
 def test_what_is_exported_is_true(scraped: Scraped) -> None:
     value = {
         (name, sample.labels.get("state") or sample.labels.get("level")): sample.value
@@ -221,6 +223,7 @@ def test_what_is_exported_is_true(scraped: Scraped) -> None:
     assert value["ray_esxsim_host_ticks_total", None] == 36 * epochs
 
 
+@pytest.mark.slow
 def test_top_finds_the_run_on_its_cluster(scraped: Scraped) -> None:
     assert scraped.top[0].startswith(f"{scraped.run}  running  127.0.0.1:")
     assert any(line.startswith("Hosts by pressure") for line in scraped.top)
@@ -280,6 +283,7 @@ def selectors(node: Any, labels: Labels = frozenset()) -> Iterator[tuple[Any, La
 
 
 @pytest.mark.parametrize(("title", "target"), TARGETS, ids=str)
+@pytest.mark.slow
 def test_a_panel_asks_for_what_runs_export(
     title: str, target: dict[str, Any], scraped: Scraped
 ) -> None:
@@ -319,6 +323,7 @@ def test_the_dashboard_is_one_that_grafana_imports() -> None:
         taken |= cells
 
 
+@pytest.mark.slow
 def test_the_list_of_runs_asks_for_what_they_export(scraped: Scraped) -> None:
     board = json.loads(DASHBOARD.read_text("utf-8"))
     name = board["templating"]["list"][1]["definition"].split("(")[1].split(",")[0]

@@ -374,6 +374,7 @@ def test_a_sweep_on_ray_is_the_sweep_in_process(done: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_task_that_dies_is_one_failed_run(tmp_path: Path) -> None:
     """One of the runs always takes down its process; the rest of the sweep is there."""
     path, out = swept(tmp_path, vary={"vms.web.count": [2, 6]}, seeds=1), tmp_path / "out"
