@@ -71,6 +71,7 @@ class Nodes:
         self.ids = range(1, n_nodes + 1)
         self.token = secrets.token_hex(32)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._was_cut: set[int] = set()
 
     @property
     def address(self) -> str:
@@ -176,10 +177,18 @@ class Nodes:
     def link(self, node: int, state: str) -> None:
         """Cut the node off the network, or heal that: down, up."""
         ip("-n", self._bridge, "link", "set", f"v{node}", state)
+        if state == "down":
+            self._was_cut.add(node)
+
+    def is_whole(self, node: int) -> bool:
+        """Whether a node is a part of the cluster for sure: one that was cut off may yet find that
+        it was given up, and end."""
+        return node not in self._was_cut and bool(self.pids(node, "raylet/raylet"))
 
     def revive(self, node: int) -> None:
         """Begin a node again, whatever is left of it."""
         self.link(node, "up")
+        self._was_cut.discard(node)
         self._end(node)
         self.start(node)
 

@@ -48,7 +48,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 def whole_cluster(nodes: Nodes) -> Iterator[None]:
     """Each test finds all nodes there."""
     for node in WORKERS:
-        if not nodes.pids(node, "raylet/raylet"):
+        if not nodes.is_whole(node):
             nodes.revive(node)
     yield
 
@@ -153,7 +153,7 @@ def test_faults_of_all_kinds_do_not_show(nodes: Nodes, whole: Path, tmp_path: Pa
             subprocess.run(["kill", "-9", str(driver)], check=False)
         else:
             for worker in WORKERS:
-                if not nodes.pids(worker, "raylet/raylet"):
+                if not nodes.is_whole(worker):
                     nodes.revive(worker)
         done[kind] += 1
         return kind
