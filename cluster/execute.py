@@ -132,15 +132,15 @@ def _check_beforehand(options: Options, loaded: Loaded, population: Population, 
         hosts = len(population.hosts)
         processes = RAY_PROCESSES + -(-hosts // (options.hosts_per_actor or hosts))
     _check_memory(options, loaded, population, processes)
-    _check_reachable(options)
+    check_reachable(options.address)
 
 
-def _check_reachable(options: Options) -> None:
+def check_reachable(address: str | None) -> None:
     """Raises NoClusterError at once, where Ray would try for minutes."""
-    if options.address not in (None, "local"):
-        why = ray_environment.why_unreachable(options.address)
+    if address not in (None, "local"):
+        why = ray_environment.why_unreachable(address)
         if why is not None:
-            raise NoClusterError(f"no Ray cluster at {options.address}: {why}")
+            raise NoClusterError(f"no Ray cluster at {address}: {why}")
 
 
 def default_out(loaded: Loaded) -> Path:
@@ -222,7 +222,7 @@ def _attempt(job: Job, watch: progress.Watch, start: Resumption | None, restarts
     from cluster import actors, ray_session  # takes a second to import, and --local does without
 
     options, scenario = job.options, job.loaded.scenario
-    _check_reachable(options)
+    check_reachable(options.address)
     address = None if options.address == "local" else options.address
     with (
         job.stop.listening_again(),

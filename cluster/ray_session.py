@@ -116,7 +116,8 @@ def session(
 
     Our own listens on the loopback device only, and asks for the token that
     `ray_environment.prepare` made before Ray was imported. Ray starts inside `starting`. Yields
-    facts of the cluster. Raises NoClusterError, or RefusedError where the address is wrong.
+    facts of the cluster. Raises NoClusterError, or RefusedError where the address is wrong; what
+    Ray raises inside becomes LostError.
     """
     internals = _api._private
     # Or Ray makes an exit of SIGTERM while it starts, and what it had started stays for a minute.
@@ -147,5 +148,7 @@ def session(
             why = " ".join(str(error).split())
             raise NoClusterError(f"no Ray cluster {where}: {why}") from error
         yield facts
+    except ray.exceptions.RayError as error:
+        raise cause_of(error) from None
     finally:
         ray.shutdown()

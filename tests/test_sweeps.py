@@ -373,26 +373,30 @@ def test_a_sweep_on_ray_is_the_sweep_in_process(done: Path, tmp_path: Path) -> N
         assert written["seed"] == run["seed"]
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_task_that_dies_is_one_failed_run(tmp_path: Path) -> None:
-    """One of the runs always takes down its process; the rest of the sweep is there."""
-    path, out = swept(tmp_path, vary={"vms.web.count": [2, 6]}, seeds=1), tmp_path / "out"
+def with_deaths(dies: str, path: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    """The command, on Ray, with runs whose process dies where these lines have it die."""
     code = (
-        "import os\n"
+        "import os, pathlib\n"
         "from cluster import ray_environment\n"
         "ray_environment.prepare(own_cluster=True)\n"
         "from cluster.studies import tasks\n"
         "from cluster import cli\n"
         "def simulate(loaded, population, how_run, whole=tasks.simulate):\n"
-        "    if len(population.vms) == 6:\n"
-        "        os._exit(3)\n"
+        f"{dies}"
         "    return whole(loaded, population, how_run)\n"
         "tasks.simulate = simulate\n"
         "cli.main()\n"
     )
     command_line = [sys.executable, "-c", code, "run", str(path), "--out", str(out)]
-    found = subprocess.run(command_line, capture_output=True, text=True)
+    return subprocess.run(command_line, capture_output=True, text=True)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_task_that_dies_is_one_failed_run(tmp_path: Path) -> None:
+    """One of the runs always takes down its process; the rest of the sweep is there."""
+    path, out = swept(tmp_path, vary={"vms.web.count": [2, 6]}, seeds=1), tmp_path / "out"
+    found = with_deaths("    if len(population.vms) == 6:\n        os._exit(3)\n", path, out)
     assert found.returncode == 1
     assert "1 of 2 runs failed: LostError: a process of the run was lost" in found.stderr
     assert [run["status"] for run in runs_of(out)] == ["done", "failed"]
@@ -401,23 +405,13 @@ def test_a_task_that_dies_is_one_failed_run(tmp_path: Path) -> None:
 @pytest.mark.ray
 def test_a_task_that_dies_once_is_begun_again(tmp_path: Path) -> None:
     path, out = swept(tmp_path, vary={"vms.web.count": [2, 6]}, seeds=1), tmp_path / "out"
-    code = (
-        "import os, pathlib, sys\n"
-        "from cluster import ray_environment\n"
-        "ray_environment.prepare(own_cluster=True)\n"
-        "from cluster.studies import tasks\n"
-        "from cluster import cli\n"
-        f"mark = pathlib.Path({str(tmp_path / 'died')!r})\n"
-        "def simulate(loaded, population, how_run, whole=tasks.simulate):\n"
+    dies = (
+        f"    mark = pathlib.Path({str(tmp_path / 'died')!r})\n"
         "    if not mark.exists():\n"
         "        mark.touch()\n"
         "        os._exit(3)\n"
-        "    return whole(loaded, population, how_run)\n"
-        "tasks.simulate = simulate\n"
-        "cli.main()\n"
     )
-    command_line = [sys.executable, "-c", code, "run", str(path), "--out", str(out)]
-    found = subprocess.run(command_line, capture_output=True, text=True)
+    found = with_deaths(dies, path, out)
     assert found.returncode == 0, found.stderr
     assert (tmp_path / "died").exists()
     assert [run["status"] for run in runs_of(out)] == ["done", "done"]

@@ -6,7 +6,6 @@ import json
 import re
 import secrets
 import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from cluster import __version__
 from cluster.errors import ClusterError, RefusedError
 from cluster.jobs import bundle, upload
 from cluster.jobs.client import Dashboard
+from cluster.log import LOG
 
 GOES_ON = ("--continue",)
 """What makes `esxsim run` on the head go on with the results it finds under the job's name."""
@@ -56,7 +56,7 @@ def submit(options: Submission, connect: Callable[[], Dashboard]) -> str:
     """
     checked = upload.check(options.scenario, options.data_root, options.seed)
     for warning in checked.warnings:
-        print(f"esxsim: warning: {warning}", file=sys.stderr)
+        LOG.warning("%s", warning)
     board = connect()
     _same_ray(board)
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", checked.name).strip("-._") or "run"

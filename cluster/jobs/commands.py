@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from cluster.command_line import Cpus
+from cluster.command_line import DATA_ROOT, Cpus, DataRoot, ScenarioPath, Seed
 from cluster.ending import fail, guarded
+from cluster.log import LOG
 
 if TYPE_CHECKING:
     from cluster.jobs.client import Dashboard
 
 _T = TypeVar("_T")
-_DATA_ROOT = Path("../shared/data")
 Address = Annotated[
     str | None,
     typer.Option(
@@ -37,12 +37,10 @@ def register(app: typer.Typer) -> None:
 
 
 def submit(
-    scenario: Annotated[Path, typer.Argument(metavar="SCENARIO", help="Scenario file (YAML).")],
+    scenario: ScenarioPath,
     address: Address = None,
-    data: Annotated[
-        Path, typer.Option("--data", help="Folder with trace data that scenarios name.")
-    ] = _DATA_ROOT,
-    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the scenario's.")] = None,
+    data: DataRoot = DATA_ROOT,
+    seed: Seed = None,
     name: Annotated[
         str | None, typer.Option(help="Of the results on the head; default: the job's id.")
     ] = None,
@@ -130,7 +128,7 @@ def _connected(address: str) -> Dashboard:
 
     board = client.Dashboard(address)
     for warning in board.warnings:
-        typer.echo(f"esxsim: warning: {warning}", err=True)
+        LOG.warning("%s", warning)
     return board
 
 

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from cluster.command_line import ScenarioPath, Seed
 from cluster.ending import fail, guarded
+from cluster.log import LOG
 
 if TYPE_CHECKING:
     from cluster.k8s.api import Cluster
@@ -37,7 +39,6 @@ _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}", re.ASCII)
 _COUNT = re.compile(r"0*[1-9][0-9]{0,8}", re.ASCII)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9._/~:-]+", re.ASCII)
 
-Scenario = Annotated[Path, typer.Argument(metavar="SCENARIO", help="Scenario file (YAML).")]
 Run = Annotated[str, typer.Argument(metavar="NAME", help="Name of the run, as submit told it.")]
 Image = Annotated[str, typer.Option(help="Image of k8s/image, as the cluster pulls it.")]
 Namespace = Annotated[str, typer.Option("--namespace", "-n")]
@@ -53,7 +54,6 @@ DataClaim = Annotated[
 Data = Annotated[
     Path | None, typer.Option(help="The folder of data here, to check the scenario with it.")
 ]
-Seed = Annotated[int | None, typer.Option(min=0, help="Instead of the scenario's.")]
 Packing = Annotated[str, typer.Option(help="Hosts in one Ray actor: a number, or auto.")]
 Deadline = Annotated[int, typer.Option(min=60, help="Seconds until a run is given up.")]
 Retries = Annotated[int, typer.Option(min=0, max=100, help="Tries after one that failed.")]
@@ -64,7 +64,7 @@ Timeout = Annotated[float | None, typer.Option(min=1, help="Seconds; default: un
 
 
 def plan(
-    scenario: Scenario,
+    scenario: ScenarioPath,
     image: Image,
     namespace: Namespace = "esxsim",
     name: Name = None,
@@ -93,7 +93,7 @@ def plan(
     if found.sweep and workers == 0:
         fail("--workers: 0 is not for a sweep: its runs ask for CPUs, and a head offers none", 2)
     for warning in found.warnings:
-        typer.echo(f"esxsim: warning: {warning}", err=True)
+        LOG.warning("%s", warning)
     return objects.Options(
         name=name or found.name,
         namespace=namespace,

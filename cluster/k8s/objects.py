@@ -18,8 +18,6 @@ from cluster.k8s.pods import RUN_LABEL, Values, claim, container, labels, mount,
 
 RAY_VERSION = "2.60.0"
 """Of the image. KubeRay turns authentication on where 2.52 or later is stated, nowhere else."""
-SUBMISSION_MODES = ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
-"""KubeRay's; its schema takes any text."""
 AUTH_SECRET = "esxsim-auth"
 SCENARIO, RESULTS, DATA = "/scenario", "/results", "/data"
 SCRATCH = "10Gi"

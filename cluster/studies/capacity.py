@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from cluster.errors import StudyError
+from cluster.execute import check_reachable
 from cluster.files import write_json, write_table, write_text
 from cluster.log import LOG
 from cluster.population import populate
@@ -26,7 +27,7 @@ from cluster.studies.scales import Kind, Scale
 from cluster.studies.search import Loads, knee_of, next_loads, probes
 from cluster.studies.slo import Slo, parse
 from cluster.studies.store import Store
-from cluster.studies.sweep import Options, check_reachable, default_out, fits_here, runner
+from cluster.studies.sweep import Options, default_out, fits_here, runner
 from cluster.studies.sweep_file import Base, read_base
 from cluster.studies.verdict import Answer, Facts, answer, knees_of, sentence
 from cluster.yaml_input import InputError, Problem

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster import ray_environment
-from cluster.errors import ClusterError, StudyError
+from cluster.errors import StudyError
+from cluster.execute import check_reachable
 from cluster.files import write_text
 from cluster.log import LOG
 from cluster.stopping import Stop
@@ -88,15 +89,6 @@ def ended(found: dict[str, Any], out: Path) -> None:
 def fits_here(address: str | None) -> Callable[[Any], object]:
     """The check of a run's size, where it is this machine that runs it."""
     return jobs.fits if address in (None, "local") else lambda loaded: None
-
-
-def check_reachable(address: str | None) -> None:
-    """ClusterError where no Ray cluster answers."""
-    why = None
-    if address not in (None, "local"):
-        why = ray_environment.why_unreachable(address)
-    if why is not None:
-        raise ClusterError(f"no Ray cluster at {address}: {why}")
 
 
 def _run_missing(

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 from collections.abc import Iterator
 from typing import Any
 
 import ray
 from ray.util import list_named_actors
 
-from cluster import ray_probe
+from cluster import ray_session
 from cluster.coordinator import Progress
 from cluster.errors import ClusterError
 
@@ -34,21 +33,15 @@ def start(actor: Any, run: str, options: dict[str, Any], *arguments: Any) -> Any
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[None]:
-    """A connection to a cluster that exists, to look on. Raises ClusterError."""
-    ray_probe.check(address)
-    try:
-        ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
-        raise ClusterError(f"no Ray cluster at {address}: {error}") from error
-    try:
+    """A connection to a cluster that exists, to look on. See ray_session.session."""
+    with ray_session.session(address, contextlib.nullcontext()):
         yield
-    finally:
-        ray.shutdown()
 
 
 def runs() -> list[str]:
     """Names of the runs that go on, sorted."""
-    return sorted(list_named_actors())
+    named = list_named_actors(all_namespaces=True)
+    return sorted(one["name"] for one in named if one["namespace"] == NAMESPACE)
 
 
 def progress(name: str) -> tuple[Progress | None, bool]:

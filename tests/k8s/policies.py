@@ -12,8 +12,8 @@ from typing import Any
 
 from manifests import Object, pod_templates, ray_cluster
 
-from cluster.k8s.objects import SUBMISSION_MODES
-
+SUBMISSION_MODES = ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
+"""KubeRay's; its schema takes any text."""
 UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "": 1}
 VOLUMES = ("configMap", "emptyDir", "persistentVolumeClaim", "secret", "projected", "downwardAPI")
 """Of the `restricted` Pod Security Standard, those that are a file system."""
